@@ -1,0 +1,274 @@
+"""The coordinator: pipelines and protocol messages in, handles out."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from somatize_worker import protocol
+from somatize_worker.coordinator.handles import PlanHandle
+from somatize_worker.coordinator.jobs import JobHandle
+from somatize_worker.coordinator.mapping import Mapper
+from somatize_worker.coordinator.registry import Registry, WorkerInfo
+from somatize_worker.coordinator.replies import Replies, Reply
+from somatize_worker.ledger import Ledger, Record, Submission, connect
+from somatize_worker.messaging import make_app, send_wake, send_wakes
+from somatize_worker.packing import pack
+from somatize_worker.pipeline import CompiledPipeline, StepSource, Target, compile_once
+from somatize_worker.settings import Settings
+from somatize_worker.stores import open_store
+from somatize_worker.submission import Policy, job_submission, message_submission, offload_spec
+from somatize_worker.values import to_plain
+
+Place = str | protocol.Tag | protocol.WorkerId
+
+
+class Coordinator:
+    """Hands out plans and jobs, watches them, collects results.
+
+    ``url`` is the Redis or Valkey server (default: ``SOMA_REDIS_URL``); other settings come from ``SOMA_*`` variables
+    or from ``settings``. One coordinator serves any number of threads. Use it as a context manager, or :meth:`close`.
+
+    Raises:
+        ServerUnreachable: no server answers at the URL (within seconds).
+    """
+
+    def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:
+        settings = settings or Settings.from_env()
+        self.settings = replace(settings, redis_url=url) if url else settings
+        client = connect(self.settings.redis_url)
+        self.ledger = Ledger(client, self.settings)
+        self.store = open_store(self.settings, client)
+        self.app = make_app(self.settings)
+        self.replies = Replies(self.ledger)
+        self._registry = Registry(self.ledger)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections. Plans go on; :meth:`plan` finds them again from anywhere."""
+        self.replies.close()
+        self.app.close()
+        self.ledger.client.close()
+
+    # ── pipelines ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fit(self, pipeline: Any, x: Any, y: Any = None, *, batch_size: int | None = None, **options: Any) -> PlanHandle:
+        """Train a pipeline: each trainable step in order on the output of the one before; returns at once.
+
+        Args:
+            pipeline: steps chained with ``>>`` and ``|``, or a single one (filter, estimator, module, function).
+            x: the input: an array of shape (rows, ...), JSON-like data or bytes.
+            y: targets, of shape (rows, ...).
+            batch_size: rows at a time, for steps that learn in parts (``partial_fit``).
+            options: as for :meth:`forward`.
+        """
+        return self.submit(pipeline, "fit", x, y=y, batch_size=batch_size, **options)
+
+    def forward(self, pipeline: Any, x: Any, **options: Any) -> PlanHandle:
+        """Run a fitted or stateless pipeline on ``x``; returns at once.
+
+        Args:
+            pipeline: as for :meth:`fit`, or a fitted one (``result.pipeline``).
+            x: the input.
+            options:
+                on: tag (or ``protocol.WorkerId``) for steps that name none; default ``"cpu"``.
+                plan_id: an id of your own; the same id with the same content is the same plan.
+                timeout, priority, retries, retry_on, retry_delay, max_attempts: see
+                    :class:`~somatize_worker.submission.Policy`.
+                wait: queue the plan even if no live worker serves its tags yet.
+                spread: fan the branches of ``|`` out over workers. cache: reuse outputs computed before.
+                events: False to run without events. metadata: JSON-like data kept with the plan.
+
+        Raises:
+            NoWorker: nobody serves a tag that the plan needs.
+            InvalidPipeline, Unrepresentable, PlanConflict: before anything runs.
+        """
+        return self.submit(pipeline, "forward", x, **options)
+
+    def compile(self, pipeline: Any) -> CompiledPipeline:
+        """Pickle a pipeline's steps once, for many plans; later changes to its objects are not seen."""
+        return compile_once(pipeline)
+
+    def map(
+        self,
+        pipeline: Any,
+        items: Iterable[Any],
+        *,
+        on: Place = "cpu",
+        batch_size: int | None = None,
+        as_completed: bool = False,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Run a pipeline on many small items, in batches over all workers of the tag; yields outputs in order.
+
+        Args:
+            items: any iterable, endless ones included: only a bounded number is in flight.
+            batch_size: items for each plan; default: what takes about a tenth of a second.
+            as_completed: yield ``(index, output)`` as they come instead.
+        """
+        compiled = self.compile(pipeline)
+        return Mapper(self, compiled, on=on, batch_size=batch_size, options=options).run(
+            items, ordered=not as_completed
+        )
+
+    def submit(
+        self,
+        pipeline: Any,
+        mode: str,
+        x: Any,
+        *,
+        y: Any = None,
+        batch_size: int | None = None,
+        on: Place = "cpu",
+        plan_id: str | None = None,
+        wait: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        priority: int = 5,
+        retries: int = 0,
+        retry_on: Sequence[type[BaseException] | str] = (),
+        retry_delay: float = 0.5,
+        max_attempts: int | None = None,
+        then: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> PlanHandle:
+        """What :meth:`fit` and :meth:`forward` call; ``then`` is called with the plan's id when it has ended."""
+        compiled = compile_once(pipeline)
+        policy = Policy(
+            timeout_s=timeout,
+            priority=priority,
+            retries=retries,
+            retry_on=tuple(_type_name(kind) for kind in retry_on),
+            retry_delay_s=retry_delay,
+            max_attempts=max_attempts,
+        )
+        spec = compiled.spec(
+            plan_id=plan_id or uuid.uuid4().hex,
+            mode=mode,
+            input=to_plain(x),
+            y=to_plain(y),
+            batch_size=batch_size,
+            metadata=dict(metadata or {}),
+            default_tag=on,
+            options=options,
+        )
+        digest = compiled.digest(spec) if plan_id else spec["plan_id"]
+        packed = pack(offload_spec(spec, self.store, self.settings.inline_limit_bytes))
+        submission = Submission(
+            plan_id=spec["plan_id"],
+            spec=packed,
+            queue=queue_of(on),
+            digest=digest,
+            summary=spec["metadata"]["soma"]["summary"],
+            code=compiled.code,
+            requirements=compiled.requirements,
+            **policy.fields(self.settings),
+        )
+        self._registry.require([queue_of(on), *compiled.targets], wait=wait)
+        return self._hand_out(submission, compiled, then)
+
+    # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def assign_python_job(
+        self, job: protocol.PythonPipelineJob, target: Place = "cpu", *, wait: bool = False, **policy: Any
+    ) -> JobHandle:
+        """Run source files in an environment of their own; returns at once.
+
+        Raises:
+            InvalidJob: a path, a requirement line or a size that is refused.
+            NoWorker: nobody serves the target.
+            PlanConflict: its id is taken by a job with other content.
+        """
+        policy.setdefault("timeout_s", self.settings.job_timeout_s)
+        submission = job_submission(job, queue=queue_of(target), settings=self.settings, policy=Policy(**policy))
+        self._registry.require([submission.queue], wait=wait)
+        reply = self._record_and_wake(submission)
+        return JobHandle(self, submission.plan_id, root=submission.plan_id, reply=reply)
+
+    def job(self, job_id: str) -> JobHandle:
+        """A handle on any job of the cluster, whoever submitted it.
+
+        Raises:
+            PlanNotFound: there is no such job (any more).
+        """
+        self.ledger.state(job_id)
+        return JobHandle(self, job_id, root=job_id, reply=None)
+
+    # ── the protocol ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def assign_plan(
+        self, plan: protocol.SerializedPlan, target: Place = "cpu", *, wait: bool = False, **policy: Any
+    ) -> PlanHandle:
+        """Hand out a plan of the protocol's own.
+
+        Raises:
+            InvalidMessage, InvalidPipeline: it cannot run as written.
+            NoWorker: nobody serves the target, or a target inside the plan.
+            PlanConflict: its id is taken by a plan with other content.
+        """
+        submission = message_submission(
+            plan, queue=queue_of(target), store=self.store, settings=self.settings, policy=Policy(**policy)
+        )
+        remote = [Target.of(part).name for part in protocol.remote_targets(plan.plan)]
+        self._registry.require([submission.queue, *remote], wait=wait)
+        return self._hand_out(submission, None)
+
+    def _hand_out(
+        self, submission: Submission, source: StepSource | None, then: Callable[[str], None] | None = None
+    ) -> PlanHandle:
+        """Write a submission to the ledger and wake a worker for it; ``then`` is called when the plan has ended."""
+        reply = self._record_and_wake(submission, then)
+        return PlanHandle(self, submission.plan_id, root=submission.plan_id, source=source, reply=reply)
+
+    def _record_and_wake(self, submission: Submission, then: Callable[[str], None] | None = None) -> Reply | None:
+        """Where the end will be put; None if the plan was known already, and its record is to be read first."""
+        reply = self.replies.expect(submission.plan_id, then)
+        submitted = self.ledger.submit(replace(submission, reply=self.replies.channel))
+        if not submitted.created:
+            self.replies.forget(submission.plan_id, reply)
+            return None
+        send_wake(self.app, submission.wake())
+        return reply
+
+    def plan(self, plan_id: str) -> PlanHandle:
+        """A handle on any plan of the cluster, whoever submitted it.
+
+        Raises:
+            PlanNotFound: there is no such plan (any more).
+        """
+        record = self.ledger.record(plan_id)
+        return PlanHandle(self, plan_id, root=record.root or plan_id, source=None, reply=None)
+
+    def plans(self, limit: int = 50, states: Sequence[str] | None = None) -> list[Record]:
+        """Records of the newest plans."""
+        return self.ledger.records(limit=limit, states=states)
+
+    def cancel_plan(self, plan_id: str, reason: str = "cancelled by the client") -> None:
+        """Cancel a plan or job: queued, running, waiting for children, or not yet seen by any worker."""
+        cancelled = self.ledger.cancel(plan_id, reason)
+        send_wakes(self.app, cancelled.wake)
+
+    def workers(self) -> list[WorkerInfo]:
+        """The live workers."""
+        return self._registry.workers()
+
+
+def queue_of(target: Place) -> str:
+    """The queue that leads to a target.
+
+    Raises:
+        InvalidPipeline: not a target, or a name that no queue can have.
+    """
+    return Target.of(target).name
+
+
+def _type_name(kind: type[BaseException] | str) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,92 @@
+"""Who is there: live workers, and the check that a plan's targets are served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from somatize_worker import protocol
+from somatize_worker.errors import NoWorker
+from somatize_worker.ledger import Ledger
+
+_LOOK_AGAIN_S = 0.1
+_TRUST_S = 1.0
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A live worker, as of its last heartbeat."""
+
+    worker_id: str
+    capabilities: protocol.Capabilities
+    load: protocol.LoadMetrics
+    queues: tuple[str, ...]
+    slots: int
+    host: str
+    pid: int
+    started: datetime
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags it serves."""
+        return list(self.capabilities.tags)
+
+
+class Registry:
+    """Live workers, read from the ledger; what is served is remembered for a second."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._served: dict[str, float] = {}
+
+    def workers(self) -> list[WorkerInfo]:
+        """All live workers, by id."""
+        found = [
+            WorkerInfo(
+                worker_id=entry["worker_id"],
+                capabilities=protocol.from_json(protocol.Capabilities, entry["capabilities"]),
+                load=protocol.from_json(protocol.LoadMetrics, entry["load"]),
+                queues=tuple(entry["queues"]),
+                slots=entry["slots"],
+                host=entry["host"],
+                pid=entry["pid"],
+                started=datetime.fromtimestamp(entry["started"], UTC),
+            )
+            for entry in self._ledger.workers()
+        ]
+        return sorted(found, key=lambda worker: worker.worker_id)
+
+    def require(self, targets: Iterable[str], *, wait: bool = False, timeout: float | None = None) -> None:
+        """Make sure that live workers serve all targets (tags or worker ids).
+
+        Raises:
+            NoWorker: one is not served, and ``wait`` is false or ``timeout`` seconds have passed.
+        """
+        missing = self._missing(targets)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while missing:
+            if not wait or (deadline is not None and time.monotonic() > deadline):
+                raise self._no_worker(missing)
+            time.sleep(_LOOK_AGAIN_S)
+            missing = self._missing(targets)
+
+    def _missing(self, targets: Iterable[str]) -> list[str]:
+        now = time.monotonic()
+        unsure = [target for target in targets if now - self._served.get(target, -_TRUST_S) >= _TRUST_S]
+        if unsure:
+            served = {queue for worker in self._ledger.workers() for queue in worker["queues"]}
+            self._served.update(dict.fromkeys(served, now))
+            unsure = [target for target in unsure if target not in served]
+        return unsure
+
+    def _no_worker(self, missing: list[str]) -> NoWorker:
+        tags = sorted({tag for worker in self._ledger.workers() for tag in worker["queues"]})
+        served = f"served now: {', '.join(tags)}" if tags else "no worker is running"
+        return NoWorker(
+            f"no live worker serves {' or '.join(map(repr, missing))}; {served}. Start one with "
+            f"`celery -A somatize_worker worker -Q {missing[0]}`, or pass wait=True to queue the plan until one comes",
+            missing=missing,
+            served=tags,
+        )

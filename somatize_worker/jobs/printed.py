@@ -1,0 +1,194 @@
+"""What a job prints: kept within a cap, and read for progress and metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from somatize_worker.hosts.output import LINE_LIMIT_BYTES, OutputLine
+
+_MAX_U32: Final = (1 << 32) - 1
+_JSON_LIMIT_CHARS: Final = 1 << 20
+_BURST: Final = 200
+_PER_S: Final = 50.0
+
+
+class Transcript:
+    """Lines of text within a limit: the beginning and the end stay, what is between gives way to a note.
+
+    Args:
+        limit_bytes: for the text as UTF-8, without the note.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._head_room = limit_bytes // 2
+        self._tail_limit = limit_bytes - self._head_room
+        self._head: list[str] = []
+        self._tail: deque[str] = deque()
+        self._tail_bytes = 0
+        self._left_out_lines = self._left_out_bytes = 0
+
+    def add(self, line: str) -> None:
+        """Append one line, given without its end."""
+        size = _size(line)
+        if not self._tail and size <= self._head_room:
+            self._head.append(line)
+            self._head_room -= size
+            return
+        self._tail.append(line)
+        self._tail_bytes += size
+        while self._tail_bytes > self._tail_limit and self._tail:
+            gone = _size(self._tail.popleft())
+            self._tail_bytes -= gone
+            self._left_out_bytes += gone
+            self._left_out_lines += 1
+
+    def text(self) -> str:
+        """All of it, each line with its end."""
+        middle = []
+        if self._left_out_lines:
+            middle = [left_out_note(self._left_out_lines, self._left_out_bytes)]
+        return "".join(f"{line}\n" for line in [*self._head, *middle, *self._tail])
+
+
+def left_out_note(lines: int, size_bytes: int) -> str:
+    """What stands for output that was left out."""
+    return f"[… {lines} lines, {size_bytes} bytes left out …]"
+
+
+def thinned(lines: list[str], limit_bytes: int) -> list[str]:
+    """A batch of lines for live display, cut in the middle to about the limit."""
+    if sum(map(_size, lines)) <= limit_bytes:
+        return lines
+    transcript = Transcript(limit_bytes)
+    for line in lines:
+        transcript.add(line)
+    return transcript.text().splitlines()
+
+
+def _size(line: str) -> int:
+    return len(line.encode("utf-8", "surrogatepass")) + 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a job is: ``step`` of ``total`` (0: not known), and any JSON as metrics."""
+
+    step: int
+    total: int
+    metrics: Any = field(default_factory=dict)
+
+
+def parse_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a line is, if it is one. Numbers that JSON does not have (NaN, infinities) become null."""
+    text = text.strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        return None
+    try:
+        value: dict[str, Any] = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def step_of(value: dict[str, Any]) -> Step | None:
+    """An object as progress, if it has a ``step``, perhaps a ``total`` and ``metrics``, and nothing else."""
+    step, total = value.get("step"), value.get("total", 0)
+    if not (_is_count(step) and _is_count(total) and value.keys() <= {"step", "total", "metrics"}):
+        return None
+    return Step(int(step or 0), int(total), value.get("metrics", {}))
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_U32
+
+
+class Reader:
+    """Finds progress and the final metrics in what a job prints on standard output, and in what it reports.
+
+    Progress is handed on at once, except where a job reports faster than anybody can look: then the newest is.
+
+    Args:
+        on_step: takes each step that is handed on.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, on_step: Callable[[Step], None], clock: Callable[[], float]) -> None:
+        self._on_step = on_step
+        self._clock = clock
+        self._tokens, self._filled = float(_BURST), clock()
+        self._held: Step | None = None
+        self._long = ""
+        self._last_object: dict[str, Any] | None = None
+        self._last_metrics: Any = None
+
+    @property
+    def metrics(self) -> Any:
+        """The last JSON object printed that was not progress; without one, the metrics of the last progress."""
+        return self._last_metrics if self._last_object is None else self._last_object
+
+    def read(self, lines: Iterable[OutputLine]) -> None:
+        """Look at printed lines."""
+        for line in lines:
+            if line.stream == "stdout":
+                value = parse_object(self._joined(line.text))
+                if value is not None:
+                    self._take(value)
+
+    def report(self, step: Step) -> None:
+        """Take a step that was not printed but reported."""
+        self._last_metrics = step.metrics or self._last_metrics
+        self._hand_on(step)
+
+    def tick(self) -> None:
+        """Hand on what was held back, if it is time. Call this now and then."""
+        if self._held is not None and self._may():
+            held, self._held = self._held, None
+            self._on_step(held)
+
+    def end(self) -> None:
+        """Nothing more comes: hand on what was held back."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._on_step(held)
+
+    def _take(self, value: dict[str, Any]) -> None:
+        step = step_of(value)
+        if step is None:
+            self._last_object = value
+        else:
+            self.report(step)
+
+    def _hand_on(self, step: Step) -> None:
+        if self._may():
+            self._held = None
+            self._on_step(step)
+        else:
+            self._held = step
+
+    def _may(self) -> bool:
+        now = self._clock()
+        self._tokens = min(float(_BURST), self._tokens + (now - self._filled) * _PER_S)
+        self._filled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _joined(self, text: str) -> str:
+        """A long line comes in parts of a known length: put an object's together again."""
+        if not self._long and not text.startswith("{"):
+            return text
+        whole = self._long + text
+        is_part = len(text.encode()) > LINE_LIMIT_BYTES - 4
+        self._long = whole if is_part and len(whole) <= _JSON_LIMIT_CHARS else ""
+        return "" if is_part else whole

@@ -1,0 +1,64 @@
+"""Protocol messages from any Celery program: checked, then written to the ledger like everybody's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from somatize_worker import protocol
+from somatize_worker.errors import InvalidMessage
+from somatize_worker.ledger import Ledger
+from somatize_worker.ports import DataStore
+from somatize_worker.settings import Settings
+from somatize_worker.submission import Policy, job_submission, message_submission
+
+
+class Admission:
+    """Reads a message, refuses it with a clear error, or hands back the id under which the ledger now has it."""
+
+    def __init__(self, ledger: Ledger, store: DataStore, settings: Settings, worker_id: str) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._settings = settings
+        self._worker_id = worker_id
+
+    def plan(self, message: Any, *, queue: str, alias: str) -> str:
+        """Admit an ``AssignPlan`` message; returns the plan's id.
+
+        Raises:
+            InvalidMessage, InvalidPipeline: it cannot run as written.
+            PlanConflict: its id is taken by another plan.
+        """
+        parsed = protocol.from_json(protocol.CoordinatorToWorker, message)
+        if not isinstance(parsed, protocol.AssignPlan):
+            raise InvalidMessage(f"somatize.assign_plan takes an AssignPlan message, not {_type_of(message)}")
+        submission = message_submission(
+            parsed.plan,
+            queue=queue,
+            store=self._store,
+            settings=self._settings,
+            policy=Policy(),
+            options={"wire": True},
+            aliases=(alias,),
+        )
+        self._ledger.submit(submission)
+        return submission.plan_id
+
+    def job(self, message: Any, *, queue: str, alias: str) -> str:
+        """Admit an ``AssignPythonJob`` message; returns the job's id.
+
+        Raises:
+            InvalidMessage, InvalidJob: it cannot run as written.
+            PlanConflict: its id is taken.
+        """
+        parsed = protocol.from_json(protocol.CoordinatorToWorker, message)
+        if not isinstance(parsed, protocol.AssignPythonJob):
+            raise InvalidMessage(f"somatize.assign_python_job takes an AssignPythonJob, not {_type_of(message)}")
+        self._ledger.submit(job_submission(parsed.job, queue=queue, settings=self._settings, aliases=(alias,)))
+        return parsed.job.job_id
+
+
+def _type_of(message: Any) -> str:
+    if isinstance(message, (str, bytes)):
+        message = json.loads(message)
+    return str(message.get("type"))

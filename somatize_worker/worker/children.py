@@ -1,0 +1,63 @@
+"""Parts of a plan that run elsewhere: from what a host asks for to plans of their own in the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from somatize_worker.ledger import Claim, Submission
+from somatize_worker.packing import Reference, pack
+
+
+def child_plans(claim: Claim, spec: Mapping[str, Any], children: Iterable[Mapping[str, Any]]) -> list[Submission]:
+    """One submission for each child. Ids come from the child's place in the tree, so asking twice is one child."""
+    return [_child(claim, spec, child) for child in children]
+
+
+def _child(claim: Claim, spec: Mapping[str, Any], child: Mapping[str, Any]) -> Submission:
+    plan_id = f"{claim.plan_id}.{child['path']}"
+    options = {
+        **(spec["metadata"].get("soma") or {}),
+        "run_id": claim.root,
+        "parent": claim.plan_id,
+    }
+    node_ids = set(child["node_ids"])
+    filters = spec["filters"]
+    requirements: tuple[str, ...] = claim.requirements
+    if not isinstance(filters, Reference):
+        filters = [entry for entry in filters if entry["node_id"] in node_ids]
+        requirements = tuple(sorted({line for entry in filters for line in entry["requirements"]}))
+    packed = pack(
+        {
+            "plan_id": plan_id,
+            "plan": child["plan"],
+            "mode": spec["mode"],
+            "input": child["input"],
+            "filters": filters,
+            "metadata": {**spec["metadata"], "soma": options},
+        }
+    )
+    return Submission(
+        plan_id=plan_id,
+        spec=packed,
+        queue=_queue(claim, child["target"]),
+        digest=hashlib.sha256(packed).hexdigest(),
+        summary=f"{child['node_id']} of {claim.summary}",
+        code=hashlib.sha256("\n".join([claim.code, *sorted(node_ids)]).encode()).hexdigest(),
+        requirements=requirements,
+        priority=claim.priority,
+        max_attempts=claim.max_attempts,
+        timeout_ms=claim.timeout_ms,
+        retry=claim.retry,
+        parent=claim.plan_id,
+        root=claim.root,
+        path=child["path"],
+    )
+
+
+def _queue(claim: Claim, target: Mapping[str, str] | None) -> str:
+    if target is None:
+        return claim.queue
+    (name,) = target.values()
+    return name

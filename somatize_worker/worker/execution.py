@@ -1,0 +1,291 @@
+"""Supervising one claimed plan: a host runs it, this side relays, limits, and writes how it ended.
+
+Only references and small values pass here; a plan's data goes between its host and the store.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from somatize_worker import protocol
+from somatize_worker.errors import EnvironmentFailed, HostDied, HostNotReady, MissingData, StoreError
+from somatize_worker.hosts import WAKE, Host
+from somatize_worker.ledger import Fail, Outcome, after_death, after_failure, failed_event, patiently
+from somatize_worker.packing import Reference, pack, unpack
+from somatize_worker.worker import ending
+from somatize_worker.worker.children import child_plans
+from somatize_worker.worker.note import NodeNote
+from somatize_worker.worker.publisher import Publisher
+from somatize_worker.worker.running import End, Interruption, Running
+from somatize_worker.worker.tools import Tools
+
+_TICK_S = 0.25
+_RUN_FAILED = '"event_type":"RunFailed"'
+
+
+class Deadline(Exception):
+    """The plan's time is over."""
+
+
+class PlanSupervision:
+    """One run of one plan, on the thread of the Celery task that claimed it."""
+
+    def __init__(self, tools: Tools, running: Running) -> None:
+        self._tools = tools
+        self._running = running
+        self._claim = running.claim
+        self._spec: dict[str, Any] = unpack(self._claim.spec)
+        self._publisher = Publisher(tools.ledger, self._claim, tools.worker_id)
+        self._note = NodeNote()
+        self._deadline = time.monotonic() + self._claim.remaining_ms / 1000 if self._claim.timeout_ms else None
+
+    def run(self) -> End | None:
+        """Run to the end, or to the point where this worker has no more part in it (None)."""
+        try:
+            return self._run()
+        finally:
+            self._note.close()
+
+    def _run(self) -> End | None:
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return self._finish(self._out_of_time())
+        try:
+            host = self._acquire()
+        except (EnvironmentFailed, HostNotReady) as error:
+            return self._finish(ending.failed_by(error, **self._about()))
+        reuse = False
+        try:
+            with self._running.stopping_with(host.wake):
+                last = self._converse(host)
+            reuse = bool(last[1].get("clean"))
+        except HostDied as death:
+            return self._after_death(death)
+        except Deadline:
+            return self._finish(self._out_of_time(host.kill("deadline")))
+        finally:
+            self._tools.hosts.release(host, reuse=reuse)
+        return self._after(last)
+
+    # ── the conversation with the host ───────────────────────────────────────────────────────────────────────────
+
+    def _acquire(self) -> Host:
+        with self._tools.environments.python_for(
+            self._claim.requirements, base=True, cancelled=lambda: self._running.interruption is not None
+        ) as environment:
+            return self._tools.hosts.acquire(self._claim.code, environment.python)
+
+    def _converse(self, host: Host) -> tuple[str, dict[str, Any]]:
+        """Send the plan, relay until the host has the last word; raises when host or time ends first."""
+        claim, settings = self._claim, self._tools.settings
+        host.send(
+            [
+                "run",
+                {
+                    "plan_id": claim.plan_id,
+                    "epoch": claim.epoch,
+                    "spec": claim.spec,
+                    "journal": claim.journal,
+                    "store": str(self._tools.store.workspace()),
+                    "inline_limit": settings.inline_limit_bytes,
+                    "worker_id": self._tools.worker_id,
+                    "cores": self._tools.cores,
+                    "first": claim.attempts == 0 and not claim.journal,
+                    "note": self._note.path,
+                },
+            ]
+        )
+        while True:
+            frame = host.receive(self._patience())
+            if frame is None or frame is WAKE:
+                self._look_around(host)
+                continue
+            kind, *rest = frame
+            if kind in ("done", "failed", "suspended"):
+                self._publisher.add(output=host.take_output(final=True))
+                return kind, rest[0]
+            self._relay(host, kind, rest)
+
+    def _relay(self, host: Host, kind: str, rest: list[Any]) -> None:
+        if kind == "events":
+            self._publisher.add(events=rest[0])
+        elif kind == "journal":
+            self._publisher.add(journal={path: self._adopt_packed(entry) for path, entry in rest[0].items()})
+        elif kind == "node":
+            self._publisher.node = host.node = rest[0]
+        elif kind == "ask":
+            number, what, payload = rest
+            host.send(["answer", number, self._answer(what, payload)])
+            return
+        self._look_around(host)
+
+    def _look_around(self, host: Host) -> None:
+        """What is due between two frames: interruptions, the deadline, output and events to pass on."""
+        if self._running.interruption is not None:
+            host.kill(self._running.interruption.value)
+        elif self._deadline is not None and time.monotonic() >= self._deadline:
+            raise Deadline
+        self._publisher.add(output=host.take_output())
+        if not self._publisher.flush():
+            self._running.interrupt(Interruption.LOST)
+            host.kill(Interruption.LOST.value)
+
+    def _patience(self) -> float:
+        if self._deadline is None:
+            return _TICK_S
+        return float(max(0.0, min(_TICK_S, self._deadline - time.monotonic())))
+
+    def _answer(self, what: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+        store = self._tools.store
+        try:
+            if what == "fetch":
+                return {"path": str(store.fetch(payload["reference"], store.workspace()))}
+            if what == "find":
+                return {"reference": store.find(payload["key"])}
+            if what == "keep":
+                return {"reference": self._keep(payload)}
+        except (MissingData, StoreError) as error:
+            return {"missing": error.message}
+        return {"missing": f"this worker does not know the question {what!r}"}
+
+    def _keep(self, payload: Mapping[str, Any]) -> Reference:
+        store = self._tools.store
+        if "reference" in payload:
+            adopted: Reference = store.adopt(
+                store.workspace() / payload["reference"].fields["path"], key=payload["key"]
+            )
+            return adopted
+        kept: Reference = store.put(payload["value"], key=payload["key"])
+        return kept
+
+    # ── what the host's files become ─────────────────────────────────────────────────────────────────────────────
+
+    def _adopt(self, plain: Any) -> Any:
+        """References to files that the host wrote in the workspace become references into the store."""
+        if isinstance(plain, Reference):
+            if plain.type == "Local":
+                return self._tools.store.adopt(self._tools.store.workspace() / plain.fields["path"])
+            return plain
+        if isinstance(plain, dict):
+            return {key: self._adopt(value) for key, value in plain.items()}
+        if isinstance(plain, list):
+            return [self._adopt(value) for value in plain]
+        return plain
+
+    def _adopt_packed(self, entry: bytes) -> bytes:
+        return pack(self._adopt(unpack(entry)))
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _after(self, last: tuple[str, dict[str, Any]]) -> End | None:
+        kind, said = last
+        events = said.pop("events", [])
+        if kind == "failed":
+            events = [event for event in events if _RUN_FAILED not in event]  # told when it is final: see _finish
+        self._publisher.add(events=events)
+        if kind == "done":
+            return self._finish(ending.succeeded(self._result(said)), said=said)
+        if kind == "suspended":
+            return self._suspend(said)
+        decision = after_failure(self._claim, said.get("error_mro", ()), error=said["error"])
+        if isinstance(decision, Fail):
+            details = {key: said[key] for key in ("error_type", "node_id", "traceback") if said.get(key)}
+            return self._finish(ending.failed(said["error"], **details, **self._about()))
+        return self._hand_back(said["error"], count_attempt=True, delay_ms=decision.delay_ms)
+
+    def _after_death(self, death: HostDied) -> End | None:
+        why = self._running.interruption
+        if why is Interruption.CANCEL:
+            return self._finish(ending.cancelled("cancelled while running"))
+        if why is Interruption.LOST:
+            return None
+        if why is Interruption.HAND_BACK:
+            return self._hand_back(why.value, count_attempt=False)
+        certificate = {**death.details, "node": self._note.read() or death.details.get("node")}
+        decision = after_death(self._claim)
+        if isinstance(decision, Fail):
+            return self._finish(
+                ending.failed(
+                    death.message,
+                    error_type="somatize_worker.errors.HostDied",
+                    node_id=certificate.get("node"),
+                    certificate=certificate,
+                    **self._about(),
+                )
+            )
+        return self._hand_back(death.message, count_attempt=True, delay_ms=decision.delay_ms)
+
+    def _result(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "output": self._adopt(said["output"]),
+            "states": self._adopt(said["states"]),
+            "duration_ms": said["duration_ms"],
+            **self._about(),
+        }
+
+    def _about(self) -> dict[str, Any]:
+        return {"worker_id": self._tools.worker_id, "attempts": self._claim.attempts + 1}
+
+    def _out_of_time(self, certificate: Mapping[str, Any] | None = None) -> Outcome:
+        node = self._note.read()
+        limit = self._claim.timeout_ms / 1000
+        return ending.failed(
+            f"the plan was not done after its {limit:g} s (timeout=, or SOMA_PLAN_TIMEOUT_S)",
+            error_type="builtins.TimeoutError",
+            node_id=node,
+            certificate=certificate and {**certificate, "node": node},
+            **self._about(),
+        )
+
+    def _finish(self, outcome: Outcome, said: Mapping[str, Any] | None = None) -> End | None:
+        if outcome.state == "succeeded" and said is not None:
+            text = ending.success_text(said["output"], said["duration_ms"], self._tools.worker_id)
+        else:
+            text = str(unpack(outcome.result)["error"])
+        if self._running.interruption is Interruption.LOST:
+            return None
+        if outcome.state != "succeeded" and self._claim.root == self._claim.plan_id:
+            self._publisher.add_message(failed_event(self._claim.plan_id, text, self._tools.worker_id))
+        end, wakes = ending.deliver(
+            self._tools.ledger,
+            self._claim,
+            self._publisher,
+            outcome,
+            text=text,
+            celery_result=self._celery_result(outcome, text),
+        )
+        self._tools.send(wakes)
+        return end
+
+    def _celery_result(self, outcome: Outcome, text: str) -> str:
+        """For a message from another Celery program the whole protocol message, else one line."""
+        if not (self._spec["metadata"].get("soma") or {}).get("wire"):
+            return json.dumps(text)
+        result = unpack(outcome.result)
+        message = protocol.plan_result_message(self._claim.plan_id, outcome.state, result)
+        return protocol.to_json(message).decode()
+
+    def _suspend(self, said: Mapping[str, Any]) -> End | None:
+        self._publisher.flush()
+        events, output = self._publisher.take()
+        children = child_plans(self._claim, self._spec, [self._adopt(child) for child in said["children"]])
+        journal = {path: self._adopt_packed(entry) for path, entry in said["journal"].items()}
+        suspended = patiently(
+            lambda: self._tools.ledger.suspend(
+                self._claim.plan_id, self._claim.epoch, children, events=events, journal=journal, output=output
+            )
+        )
+        self._tools.send(suspended.wake)
+        return None
+
+    def _hand_back(self, why: str, *, count_attempt: bool, delay_ms: int = 0) -> End | None:
+        self._publisher.flush()
+        wakes = patiently(
+            lambda: self._tools.ledger.release(
+                self._claim.plan_id, self._claim.epoch, why=why, count_attempt=count_attempt, delay_ms=delay_ms
+            )
+        )
+        self._tools.send(wakes)
+        return None

@@ -1,0 +1,31 @@
+"""How this worker treats a received Celery message: when it is acknowledged, and what revoking it means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.request import Request
+
+from somatize_worker.worker import lifecycle
+
+
+class WakeRequest(Request):
+    """A wake-up, or a whole protocol message.
+
+    It is acknowledged early, but not before the ledger holds its plan: a message that carries a plan from another
+    Celery program is the only copy until then. Celery's own ``revoke`` and Flower's Terminate cancel the plan.
+    """
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """The pool took the task: keep the acknowledgement at hand for the moment when the plan is known."""
+        lifecycle.runtime().expect_acknowledgement(self.id, self.acknowledge)
+        super().on_accepted(pid, time_accepted)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """``revoke(terminate=True)``: the plan's own process is killed by its supervisor, not the worker's."""
+        self._announce_revoked("terminated", bool(self.time_start), signal, False)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        # This runs on the event loop's thread, which must not wait for the server.
+        lifecycle.runtime().cancel_soon(self.id, f"revoked ({reason})")
+        super()._announce_revoked(reason, terminated, signum, expired)

@@ -1,0 +1,166 @@
+"""Everything one worker process holds: its ledger, store, hosts and running plans.
+
+Threads: Celery's pool threads call :meth:`Runtime.run`, one for each slot, and supervise. The keeper renews leases
+and sweeps, the listener takes cancellations. Nothing here runs user code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+
+from somatize_worker.hosts import Environments, HostPool
+from somatize_worker.jobs import JobRunner
+from somatize_worker.ledger import Ledger, Wake, connect
+from somatize_worker.messaging import send_wakes
+from somatize_worker.settings import Settings
+from somatize_worker.stores import open_store
+from somatize_worker.worker import machine
+from somatize_worker.worker.admission import Admission
+from somatize_worker.worker.execution import PlanSupervision
+from somatize_worker.worker.job_execution import JobSupervision
+from somatize_worker.worker.keeper import Keeper
+from somatize_worker.worker.registration import Registration
+from somatize_worker.worker.running import End, Interruption, Running, Runs
+from somatize_worker.worker.tools import Tools
+
+log = logging.getLogger("somatize.worker")
+
+__all__ = ["End", "Runtime"]
+
+
+class Runtime:
+    """The worker process, between Celery's signals and the supervised plans."""
+
+    def __init__(self, app: Celery, settings: Settings, *, worker_id: str, tags: list[str], slots: int) -> None:
+        self.app = app
+        self.settings = settings
+        self.worker_id = worker_id
+        client = connect(settings.redis_url)
+        self.ledger = Ledger(client, settings)
+        self.store = open_store(settings, client)
+        self.runs = Runs()
+        self.hosts = HostPool(settings, self.store.workspace(), worker_id)
+        environments = Environments(settings)
+        self.tools = Tools(
+            ledger=self.ledger,
+            store=self.store,
+            hosts=self.hosts,
+            environments=environments,
+            jobs=JobRunner(settings, self.store, worker_id, environments, self.hosts.nursery),
+            settings=settings,
+            worker_id=worker_id,
+            cores=machine.capabilities(tags)["cpu_cores"],
+            send=self._send,
+        )
+        self.admission = Admission(self.ledger, self.store, settings, worker_id)
+        self.registration = Registration(self.ledger, self.store, settings, worker_id, tags, slots, self.runs)
+        self.keeper = Keeper(self)
+        self._acknowledgements: dict[str, list[Callable[[], None]]] = defaultdict(list)
+        self._draining = threading.Event()
+
+    # ── life of the process ──────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Before the first message: prove that server and store are the cluster's, start a spare host.
+
+        Raises:
+            ServerUnreachable: no server at the URL.
+            StoreMismatch: the store's folder is not the one that the cluster uses.
+        """
+        self.registration.check_store()
+        self.hosts.prepare()
+        self.keeper.start()
+
+    def announce(self) -> None:
+        """The consumer is up: register, so that coordinators route here."""
+        self.registration.register()
+
+    def drain(self) -> None:
+        """Told to stop: vanish from routing, let plans finish within the grace period, then hand them back."""
+        if self._draining.is_set():
+            return
+        self._draining.set()
+        threading.Thread(target=self._hand_back_after_grace, name="soma-drain", daemon=True).start()
+
+    def _hand_back_after_grace(self) -> None:
+        self.registration.unregister()
+        deadline = time.monotonic() + self.settings.grace_s
+        while self.runs and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.runs.interrupt_all(Interruption.HAND_BACK)
+
+    def close(self) -> None:
+        """The last plan is done: stop threads and hosts."""
+        self.keeper.stop()
+        self.registration.unregister()
+        self.hosts.close()
+
+    def stop_gently(self, reason: str) -> None:
+        """The protocol's ``Shutdown``: the same as SIGTERM."""
+        log.info("shutdown requested: %s", reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # ── plans ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, plan_id: str, *, on_known: Callable[[], None]) -> End | None:
+        """Claim and supervise a plan; None when there is no end to tell (not ours, waiting, handed back)."""
+        on_known()
+        if self._draining.is_set():
+            return None  # still queued in the ledger: another worker is woken for it
+        claim = self.ledger.claim(plan_id, self.worker_id)
+        if claim is None:
+            return None
+        with self.runs.hold(Running(claim)) as running:
+            work = JobSupervision if claim.kind == "job" else PlanSupervision
+            return work(self.tools, running).run()
+
+    def cancel(self, plan_id: str, reason: str) -> str:
+        """Cancel anywhere; whoever runs it kills it. Returns the state it was in."""
+        cancelled = self.ledger.cancel(plan_id, reason)
+        for _, held in cancelled.holders:
+            self.runs.interrupt(held, Interruption.CANCEL)
+        return str(cancelled.state_before)
+
+    def cancel_soon(self, plan_id: str, reason: str) -> None:
+        """:meth:`cancel` from a thread that must not wait."""
+        self.runs.interrupt(plan_id, Interruption.CANCEL)
+        self.keeper.defer(lambda: self.cancel(plan_id, reason))
+
+    def status(self) -> dict[str, Any]:
+        """What this worker is doing, for the protocol's ``StatusRequest``."""
+        return {
+            "worker_id": self.worker_id,
+            "capabilities": self.registration.capabilities(),
+            "load": self.registration.load(),
+            "running": sorted(self.runs.ids()),
+        }
+
+    # ── acknowledgement ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def expect_acknowledgement(self, task_id: str, acknowledge: Callable[[], None]) -> None:
+        """Keep a message's acknowledgement until its plan is in the ledger."""
+        self._acknowledgements[task_id].append(acknowledge)
+
+    def acknowledge(self, task_id: str) -> None:
+        """The ledger knows the plan of this message: acknowledge it."""
+        waiting = self._acknowledgements.get(task_id)
+        if waiting:
+            waiting.pop(0)()
+        if not waiting:
+            self._acknowledgements.pop(task_id, None)
+
+    def _send(self, wakes: list[Wake]) -> None:
+        try:
+            send_wakes(self.app, wakes)
+        except OSError as error:
+            # The ledger has them queued; the sweeper wakes them again once the server is back.
+            log.warning("could not send %d wake-ups: %s", len(wakes), error)
