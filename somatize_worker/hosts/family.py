@@ -53,11 +53,11 @@ def parse_stat(text: str) -> Process:
 
 
 def look(pid: int) -> Process | None:
-    """One process, or None if there is none of that number."""
+    """One process, or None if there is none of that number (or another user's, where ``/proc`` hides those)."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return parse_stat(file.read())
-    except _GONE:
+    except (*_GONE, PermissionError):
         return None
 
 

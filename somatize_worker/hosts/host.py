@@ -241,9 +241,9 @@ class Host:
 
     def ask_to_stop(self) -> None:
         """Ask it to end by itself, as far as it listens; whoever asks calls :meth:`close` later."""
-        if self._ready:
-            self.child.note_kin()
         with contextlib.suppress(OSError):  # it is dead or does not read: then close() ends it
+            if self._ready:
+                self.child.note_kin()
             self._channel.send(["stop"], stall_s=0.0)
 
     def exited(self) -> bool:

@@ -8,6 +8,8 @@ done only when the cheap upper bound, the sum of the resident sizes, is over the
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +21,7 @@ from somatize_worker.hosts import family
 
 WATCH_INTERVAL_S: Final = 0.5
 _AT_MOST_SHARE: Final = 20  # a look that took t seconds is not repeated before 20 t: watching costs at most 5 %
+_log = logging.getLogger(__name__)
 _SHARED_MEMORY: Final = ("/dev/shm/", "/memfd:", "/SYSV", "/dev/zero")
 
 
@@ -123,13 +126,20 @@ def kernel_kills() -> int:
 
 def _kill_counters() -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    with contextlib.suppress(OSError):  # hidden in this container: then the last one counts
+        found += _group_counters(Path("/proc/self/cgroup").read_text())
+    return [*found, (Path("/proc/vmstat"), "oom_kill")]
+
+
+def _group_counters(groups: str) -> list[tuple[Path, str]]:
+    found: list[tuple[Path, str]] = []
+    for line in groups.splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
             found.append((Path(f"/sys/fs/cgroup{group}/memory.events"), "oom_kill"))
         elif "memory" in controllers.split(","):
             found.append((Path(f"/sys/fs/cgroup/memory{group}/memory.oom_control"), "oom_kill"))
-    return [*found, (Path("/proc/vmstat"), "oom_kill")]
+    return found
 
 
 class Watch:
@@ -164,7 +174,7 @@ class Watch:
             self._look_again.pop(child.pid, None)
 
     def every_time(self, errand: Callable[[], None]) -> None:
-        """Call this too whenever the thread looks; it must neither wait nor raise."""
+        """Call this too whenever the thread looks; it must not wait."""
         with self._lock:
             self._errands.append(errand)
             self._start()
@@ -186,11 +196,14 @@ class Watch:
             started = time.monotonic()
             with self._lock:
                 children, errands = list(self._children.values()), list(self._errands)
-            self.look(children)
+            try:
+                self.look(children)
+                for errand in errands:
+                    errand()
+            except Exception:
+                _log.exception("watching the children of this worker failed; trying again")  # say, no open files
             self.looks += 1
             pause_s = max(self._interval_s, _AT_MOST_SHARE * (time.monotonic() - started))
-            for errand in errands:
-                errand()
 
     def look(self, children: Iterable[Watched]) -> None:
         """Look at these children once."""

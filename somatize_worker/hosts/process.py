@@ -182,12 +182,7 @@ class Child:
                 self.note_peak()
                 if not self.exited():
                     self._blame(reason, detail)
-                self._kin += family.members(family.snapshot(), self.pid)
-                self.signal(signal.SIGKILL)
-                for process in self._kin:
-                    if process.group != self.pid:
-                        family.kill_exactly(process)
-                family.kill_marked(self.mark)
+                self._kill_all()
                 if self._reap():
                     self._on_end(self)
         return self.certificate()
@@ -210,6 +205,18 @@ class Child:
             if self._pidfd is not None:
                 os.close(self._pidfd)
                 self._pidfd = None
+
+    def _kill_all(self) -> None:
+        try:
+            self._kin += family.members(family.snapshot(), self.pid)
+            self.signal(signal.SIGKILL)
+            for process in self._kin:
+                if process.group != self.pid:
+                    family.kill_exactly(process)
+            family.kill_marked(self.mark)
+        except OSError as error:  # no open files are left to look into /proc
+            self.signal(signal.SIGKILL)
+            _log.warning("what process %d left behind was not found (%s); it ends with this worker", self.pid, error)
 
     def _blame(self, reason: str, detail: str) -> None:
         with self._lock:

@@ -91,14 +91,8 @@ class Reader(scripts.Runner):
 
     def output_since(self, plan_id: str, seen: int) -> tuple[int, list[str]]:
         """The lines printed after the first ``seen`` ones (as far as they are kept), and how many that makes."""
-        root = self.command("HGET", keys.plan(plan_id), "root")
-        name = root.decode() if root else plan_id
-        count, lines = self.commands(
-            [("HGET", keys.plan(name), "output_lines"), ("LRANGE", keys.output(name), 0, -1)]
-        )
-        total = int(count or 0)
-        fresh = lines[max(0, len(lines) - max(0, total - seen)) :] if total > seen else []
-        return total, [line.decode(errors="replace") for line in fresh]
+        total, lines = self.run(scripts.load("output"), [plan_id, seen])
+        return int(total), [line.decode(errors="replace") for line in lines]
 
     def listen(self, channel: str) -> PubSub:
         """A subscription to a channel, in force when this returns. Close it, or use it as a context manager.

@@ -17,7 +17,6 @@ from somatize_worker.ledger import Fail, Outcome, after_death, after_failure, fa
 from somatize_worker.packing import Reference, pack, unpack
 from somatize_worker.worker import ending
 from somatize_worker.worker.children import child_plans
-from somatize_worker.worker.note import NodeNote
 from somatize_worker.worker.publisher import Publisher
 from somatize_worker.worker.running import End, Interruption, Running
 from somatize_worker.worker.tools import Tools
@@ -39,17 +38,10 @@ class PlanSupervision:
         self._claim = running.claim
         self._spec: dict[str, Any] = unpack(self._claim.spec)
         self._publisher = Publisher(tools.ledger, self._claim, tools.worker_id)
-        self._note = NodeNote()
         self._deadline = time.monotonic() + self._claim.remaining_ms / 1000 if self._claim.timeout_ms else None
 
     def run(self) -> End | None:
         """Run to the end, or to the point where this worker has no more part in it (None)."""
-        try:
-            return self._run()
-        finally:
-            self._note.close()
-
-    def _run(self) -> End | None:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return self._finish(self._out_of_time())
         try:
@@ -93,7 +85,7 @@ class PlanSupervision:
                     "worker_id": self._tools.worker_id,
                     "cores": self._tools.cores,
                     "first": claim.attempts == 0 and not claim.journal,
-                    "note": self._note.path,
+                    "note": host.note,
                 },
             ]
         )
@@ -203,15 +195,14 @@ class PlanSupervision:
             return None
         if why is Interruption.HAND_BACK:
             return self._hand_back(why.value, count_attempt=False)
-        certificate = {**death.details, "node": self._note.read() or death.details.get("node")}
         decision = after_death(self._claim)
         if isinstance(decision, Fail):
             return self._finish(
                 ending.failed(
                     death.message,
                     error_type="somatize_worker.errors.HostDied",
-                    node_id=certificate.get("node"),
-                    certificate=certificate,
+                    node_id=death.details.get("node"),
+                    certificate=death.details,
                     **self._about(),
                 )
             )
@@ -229,13 +220,12 @@ class PlanSupervision:
         return {"worker_id": self._tools.worker_id, "attempts": self._claim.attempts + 1}
 
     def _out_of_time(self, certificate: Mapping[str, Any] | None = None) -> Outcome:
-        node = self._note.read()
         limit = self._claim.timeout_ms / 1000
         return ending.failed(
             f"the plan was not done after its {limit:g} s (timeout=, or SOMA_PLAN_TIMEOUT_S)",
             error_type="builtins.TimeoutError",
-            node_id=node,
-            certificate=certificate and {**certificate, "node": node},
+            node_id=(certificate or {}).get("node"),
+            certificate=certificate,
             **self._about(),
         )
 

@@ -157,6 +157,7 @@ class Branches:
         output, outputs = unpack_live(content["output"]), unpack_live(content["outputs"])
         discard(content["output"])
         discard(content["outputs"])
+        assert self._run.interpreter is not None
         self._run.interpreter.accept(task, output, outputs, content["states"])
 
     # ── the dispatcher's thread ──────────────────────────────────────────────────────────────────────────────────

@@ -55,6 +55,7 @@ class Step:
         self.filter = loaded
         self.load_state = load_state
         self._state: Any = _NO_STATE
+        self._forward: Any = None
         self._fit: Callable[..., Any] | None = None
         self._partial: Callable[..., Any] | None = None
         #: ``run(x)``: forward, with the state that the node has now.
@@ -140,6 +141,11 @@ class Step:
     def set_state(self, state: Any) -> None:
         """The state that ``forward`` uses from now on."""
         self._state = state
+
+    def forget(self) -> None:
+        """The plan is over: let go of filter and state now, not when the collector comes by. Not usable after."""
+        self.filter = self._state = self._forward = self._fit = self._partial = self.load_state = None
+        del self.run
 
     def restore(self, load_state: Callable[[], Any]) -> None:
         """The state of an earlier run, loaded when it is needed."""

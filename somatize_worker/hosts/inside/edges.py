@@ -81,8 +81,8 @@ class Scope:
         gone = [name for name, source in predecessors.items() if source not in self.outputs]
         if gone:
             raise InvalidPipeline(
-                f"node {node_id!r} reads from {gone[0]!r}, which runs inside a part that runs elsewhere; only the output "
-                "of that part's last node comes back",
+                f"node {node_id!r} reads from {gone[0]!r}, which runs inside a part that runs elsewhere; only the "
+                "output of that part's last node comes back",
                 node_id=node_id,
             )
         found = {name: self.outputs[source] for name, source in predecessors.items()}

@@ -62,6 +62,8 @@ class Exchange:
         self._known: dict[int, tuple[Callable[[], Any], Reference]] = {}
         self._fresh: tuple[Any, Reference] | None = None
         self._paths: dict[Reference, Path] = {}
+        #: The files that were written here and are nobody's but this plan's.
+        self.written: set[Reference] = set()
 
     def load(self, stored: Any) -> Any:
         """See :class:`Outside`.
@@ -97,6 +99,7 @@ class Exchange:
         path = formats.write(self._folder / formats.new_name(), plain)
         reference = Reference(type="Local", path=path.relative_to(self._folder).as_posix())
         self._paths[reference] = path
+        self.written.add(reference)
         self._remember(plain, reference)
         return reference
 
@@ -111,6 +114,7 @@ class Exchange:
         written = self.write(plain)
         reference = self._question("keep", {"key": key, "reference": written})
         del self._paths[written]
+        self.written.discard(written)
         self._remember(plain, reference)
         return reference
 
@@ -157,3 +161,8 @@ class Exchange:
     def user_code_runs(self) -> None:
         """See :class:`Outside`."""
         self._fresh = None
+
+    def forget(self) -> None:
+        """The plan is over: let go of all values."""
+        self._fresh = None
+        self._known.clear()

@@ -33,7 +33,8 @@ _SHARE: Final = 10
 _DUE_NS: Final = 10_000_000
 _PACK_NS: Final = 30_000
 _WRITE_NS: Final = 1_000_000
-_IMMUTABLE: Final = frozenset({int, float, bool, str, bytes, type(None)})
+_SCALARS: Final = frozenset({int, float, bool, type(None)})
+_IMMUTABLE: Final = _SCALARS | {str, bytes}
 _COMPONENT: Final = re.compile(r"\D*(\d*)")
 
 
@@ -165,9 +166,13 @@ class Journal:
         """
         if self.quiet:
             return
-        size = rough_nbytes(output)
-        quick = type(output) in _IMMUTABLE or type(output) is np.ndarray
-        cost = (0 if quick else _PACK_NS) + self._write_ns(size)
+        kind = type(output)
+        if kind in _SCALARS and not self._loose:
+            self._last_point = self._clock()
+            self._wait(path, {"output": output, "states": {}}, replaces)
+            return
+        quick = kind in _IMMUTABLE or kind is np.ndarray
+        cost = (0 if quick else _PACK_NS) + self._write_ns(rough_nbytes(output))
         for state in self._loose.values():
             cost += self._write_ns(state.nbytes)
         if cost and cost * _SHARE > self._clock() - self._last_point:
@@ -202,12 +207,18 @@ class Journal:
         stored = _snapshot(self._outside.export(pickle_state(output)))
         states = {node_id: _snapshot(state.export(self._outside)) for node_id, state in self._loose.items()}
         self._loose.clear()
-        with self._lock:
-            if replaces is not None:
-                states = {**self._drop(replaces), **states}
-            self._pending[path] = {"output": stored, "states": states}
-            self._kept.add(path)
+        self._wait(path, {"output": stored, "states": states}, replaces)
         self._last_point = self._clock()
+
+    def _wait(self, path: str, entry: dict[str, Any], replaces: str | None) -> None:
+        """Have an entry wait until it is sent, in place of those that it makes needless."""
+        with self._lock:
+            if replaces is not None and self._pending:
+                states = self._drop(replaces)
+                if states:
+                    entry["states"] = {**states, **entry["states"]}
+            self._pending[path] = entry
+            self._kept.add(path)
 
     def _drop(self, prefix: str) -> dict[str, Any]:
         """Remove entries that wait below a prefix; their states."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ class Program:
     """What a plan runs, beside its tree.
 
     ``load_y`` gives the targets of a fit; ``edges`` are the plan's, None without; ``spread``: branches of a
-    ``Parallel`` run as plans of their own; ``cache``: outputs and states of all nodes go through the cache;
+    ``Parallel`` run as plans of their own; ``cache``: outputs and states of all nodes, or of those named, go through the cache;
     ``configuration`` gives the key of a node's code and parameters, ``stored_states`` are the states that came with
     the plan.
     """
@@ -34,7 +34,7 @@ class Program:
     batch_size: int | None = None
     edges: Sequence[tuple[str, str]] | None = None
     spread: bool = False
-    cache: bool = False
+    cache: bool | Collection[str] = False
     configuration: Callable[[str], bytes] = field(default=lambda node_id: b"")
     stored_states: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class Nodes:
         self._cached = {
             node_id
             for node_id, step in program.steps.items()
-            if (program.cache if step.cacheable is None else step.cacheable)
+            if _is_cached(program.cache, step)
         }
         self._y: list[Any] = []
         self.states: dict[str, Fitted | Any] = {}
@@ -112,6 +112,13 @@ class Nodes:
         self.states[step.node_id] = fitted
         self._journal.fitted(step.node_id, fitted)
         return fitted
+
+    def forget(self) -> None:
+        """The plan is over: let go of filters, states and targets."""
+        for step in self._steps.values():
+            step.forget()
+        self.states.clear()
+        self._y.clear()
 
     def restore(self, states: Mapping[str, Any]) -> None:
         """States of an earlier run, as they were stored."""
@@ -265,3 +272,9 @@ class Nodes:
         self._journal.fitted(step.node_id, fitted)
         step.restore(partial(self._load, stored))
         return True
+
+
+def _is_cached(cache: bool | Collection[str], step: Step) -> bool:
+    if isinstance(cache, bool):
+        return cache if step.cacheable is None else bool(step.cacheable)
+    return step.node_id in cache

@@ -59,7 +59,7 @@ class Run:
             trial=(self.options.get("study_id"), self.options.get("trial_id")),
             note=wire.note,
         )
-        self.interpreter: Interpreter
+        self.interpreter: Interpreter | None = None
 
     @property
     def is_root(self) -> bool:
@@ -98,7 +98,7 @@ class Run:
             batch_size=batch_size,
             edges=as_pairs(self.spec.get("metadata") or {}),
             spread=spread,
-            cache=bool(self.options.get("cache")),
+            cache=self.options.get("cache") or False,
             configuration=lambda node_id: configuration(node_id, filters.pickle_of(node_id), fingerprints),
             stored_states=filters.stored_states(),
         )
@@ -123,9 +123,24 @@ class Run:
                 child["input"] = self.exchange.export(_plain(child.pop("value"), f"the input of {child['node_id']!r}"))
         return suspended.children
 
+    def garbage(self, output: Any = None, states: Mapping[str, Any] | None = None) -> list[Reference]:
+        """Files written for the journal alone: nobody needs them when the plan is over."""
+        if not self.exchange.written:
+            return []
+        kept = {value for value in [output, *(states or {}).values()] if isinstance(value, Reference)}
+        return sorted(self.exchange.written - kept, key=repr)
+
     def states(self) -> dict[str, Any]:
         """What was fitted, as it leaves."""
-        return stored_states(self.interpreter.nodes.states, self.exchange)
+        return {} if self.interpreter is None else stored_states(self.interpreter.nodes.states, self.exchange)
+
+    def close(self) -> None:
+        """The run is over: let go of everything large now, not when the collector comes by."""
+        self.wire.watch(None)
+        self.exchange.forget()
+        if self.interpreter is not None:
+            self.interpreter.nodes.forget()
+            self.interpreter = None
 
 
 def run_plan(request: Mapping[str, Any], wire: Wire, runner_for: Callable[[Run], Runner | None]) -> list[Any]:
@@ -135,7 +150,7 @@ def run_plan(request: Mapping[str, Any], wire: Wire, runner_for: Callable[[Run],
     try:
         return _ended(run, lambda: _succeed(run, runner_for(run)))
     finally:
-        wire.watch(None)
+        run.close()
 
 
 def _succeed(run: Run, runner: Runner | None) -> list[Any]:
@@ -154,10 +169,17 @@ def _succeed(run: Run, runner: Runner | None) -> list[Any]:
         output = interpreter.run(plan, value)
     name = tree.last_node(plan)
     plain = _plain(output, "the plan's output" if name is None else f"the output of node {name!r}", node_id=name)
-    result = {"output": run.exchange.export(plain), "states": run.states(), "duration_ms": run.duration_ms}
+    exported, states, duration_ms = run.exchange.export(plain), run.states(), run.duration_ms
     if run.is_root:
-        events.run_completed(result["duration_ms"])
-    return ["done", {**result, "events": events.take()}]
+        events.run_completed(duration_ms)
+    content = {
+        "output": exported,
+        "states": states,
+        "duration_ms": duration_ms,
+        "garbage": run.garbage(exported, states),
+        "events": events.take(),
+    }
+    return ["done", content]
 
 
 def _plain(value: Any, what: str, **details: Any) -> Any:
@@ -186,7 +208,10 @@ def failed(run: Run, failure: Failure) -> list[Any]:
         run.events.run_failed(failure.error)
     if run.duration_ms >= _JOURNAL_AFTER_MS and (entries := run.journal.take()):
         run.wire.send(["journal", entries])
-    return ["failed", {**failure.to_dict(), "duration_ms": run.duration_ms, "events": run.events.take()}]
+    return [
+        "failed",
+        {**failure.to_dict(), "duration_ms": run.duration_ms, "garbage": run.garbage(), "events": run.events.take()},
+    ]
 
 
 # ── branches in helper processes ─────────────────────────────────────────────────────────────────────────────────
@@ -216,7 +241,7 @@ def run_branch(request: Mapping[str, Any], wire: Wire) -> list[Any]:
     try:
         return _ended(run, lambda: _branch_done(run))
     finally:
-        wire.watch(None)
+        run.close()
 
 
 def _branch_done(run: Run) -> list[Any]:

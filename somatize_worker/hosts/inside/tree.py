@@ -10,6 +10,7 @@ from somatize_worker.errors import InvalidPipeline
 KINDS: Final = (
     "Sequence", "Parallel", "Execute", "Cached", "Loop", "Branch", "Remote", "Composite", "Stream", "Empty",
 )  # fmt: skip
+_KNOWN: Final = frozenset(KINDS)
 
 
 def split(plan: Any) -> tuple[str, Any]:
@@ -18,13 +19,13 @@ def split(plan: Any) -> tuple[str, Any]:
     Raises:
         InvalidPipeline: not a plan, or a variant that this version does not know.
     """
-    if isinstance(plan, str) and plan == "Empty":
-        return plan, None
-    if isinstance(plan, dict) and len(plan) == 1:
+    if type(plan) is dict and len(plan) == 1:
         ((kind, body),) = plan.items()
-        if kind in KINDS:
+        if kind in _KNOWN:
             return kind, body
         raise InvalidPipeline(f"unknown kind of plan {kind!r}; known are {', '.join(KINDS)}")
+    if plan == "Empty":
+        return "Empty", None
     raise InvalidPipeline(f"not a plan: {str(plan)[:80]!r}")
 
 

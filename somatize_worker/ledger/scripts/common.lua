@@ -97,6 +97,7 @@ local function append_output(root, first, last, limit)
     added = added + #line
   end
   push_all(key, lines)
+  redis.call('HINCRBY', record_key(root), 'output_lines', #lines)
   local bytes = redis.call('HINCRBY', record_key(root), 'output_bytes', added)
   local removed = 0
   while bytes - removed > limit do

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from somatize_worker.packing import unpack
+from somatize_worker.packing import Reference, unpack
 from tests.integration.inside.hosting import Hosted, eventually, is_alive, spec
 from tests.unit.inside.world import Scaler, execute, loop, parallel, remote, sequence
 
@@ -66,7 +66,7 @@ def test_branches_run_at_the_same_time_and_their_processes_stay_warm(host: Hoste
 
 def test_events_of_all_branches_are_there_and_in_order(host: Hosted):
     plan = sequence(parallel(sequence("a", "x"), sequence("b", "y")), "z")
-    filters = {**together("ab"), "x": lambda x: x, "y": lambda y: y, "z": lambda z: sorted(z)}
+    filters = {**together("ab"), "x": lambda x: x, "y": lambda y: y, "z": sorted}
     ended = host.run(spec(plan, filters, str(host.folder)))
     assert ended.output == ["x", "y"]
     kinds = [(event["event_type"], event.get("node_id")) for event in ended.events]
@@ -75,7 +75,7 @@ def test_events_of_all_branches_are_there_and_in_order(host: Hosted):
         + [(kind, node) for kind in ("NodeStarted", "NodeCompleted") for node in "abxyz"],
         key=str,
     )
-    for first, then in ["ax", "by", "xz", "yz"]:
+    for first, then in [("a", "x"), ("b", "y"), ("x", "z"), ("y", "z")]:
         assert kinds.index(("NodeCompleted", first)) < kinds.index(("NodeStarted", then))
 
 
@@ -114,13 +114,8 @@ def test_one_core_runs_them_one_after_the_other(host: Hosted):
 
 
 def test_large_values_and_live_objects_travel_both_ways(host: Hosted):
-    def work(meeting):
-        def filter(pair):
-            folder, array = pair
-            assert not array.flags.writeable
-            return {meeting(folder)}, array * 2
-
-        return filter
+    def work(meeting: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda pair: ({meeting(pair[0])}, pair[1] * 2)
 
     plan = sequence("make", parallel("a", "b"), "check")
     filters = {
@@ -129,13 +124,14 @@ def test_large_values_and_live_objects_travel_both_ways(host: Hosted):
         "b": work(meet("ab", "b")),
         "check": lambda outputs: [type(outputs["b"][0]).__name__, float(outputs["b"][1].sum()), len(outputs["a"][0])],
     }
-    filters["a"] = lambda pair: ({meet_a(pair[0])}, pair[1] * 2)
-    filters["b"] = lambda pair: ({meet_b(pair[0])}, pair[1] * 2)
-    meet_a, meet_b = meet("ab", "a"), meet("ab", "b")
     ended = host.run(spec(plan, filters, str(host.folder)))
     assert ended.output == ["set", float(np.arange(1e6).sum() * 2), 1]
-    files = [path for path in host.folder.rglob("*") if path.is_file()]
-    assert sorted(path.name for path in files) == ["a", "b", "printed"]
+    files = {path.name for path in host.folder.rglob("*") if path.is_file()}
+    entries = [
+        unpack(entry)["output"] for frame in ended.frames if frame[0] == "journal" for entry in frame[1].values()
+    ]
+    journaled = {os.path.basename(entry.fields["path"]) for entry in entries if isinstance(entry, Reference)}
+    assert files - journaled == {"a", "b", "printed"}
 
 
 def test_what_cannot_leave_stays_here(host: Hosted):
@@ -146,7 +142,7 @@ def test_what_cannot_leave_stays_here(host: Hosted):
         time.sleep(0.3)
         return [next(x), os.getpid()]
 
-    filters = {"make": lambda x: iter(range(10)), "a": wait, "b": wait}
+    filters = {"make": lambda x: (number for number in range(10)), "a": wait, "b": wait}
     ended = host.run(spec(sequence("make", parallel("a", "b")), filters, 1))
     assert sorted(number for number, _ in ended.output.values()) == [0, 1]
     assert {pid for _, pid in ended.output.values()} == {host.process.pid}
@@ -286,3 +282,20 @@ def test_what_a_branch_printed_is_in_the_hosts_output(host: Hosted):
     meeting, other = meet("ab", "b"), meet("ab", "a")
     ended = host.run(spec(parallel("a", "b"), {"a": other, "b": prints}, str(host.folder)))
     assert f"hello from {ended.output['b']}" in host.printed()
+
+
+def test_a_helpers_questions_are_answered(host: Hosted):
+    class Uses(Scaler):
+        def __init__(self, wait):
+            self.wait = wait
+
+        def forward(self, folder, state):
+            self.wait(folder)
+            return float(state["weights"].sum())
+
+    state = host.put({"weights": np.ones(1 << 15)})
+    filters = {"a": Uses(meet("ab", "a")), "b": Uses(meet("ab", "b"))}
+    packed = spec(parallel("a", "b"), filters, str(host.folder), states={"a": state, "b": state}, cache=True)
+    assert host.run(packed).output == {"a": 1 << 15, "b": 1 << 15}
+    again = host.run(packed)
+    assert [event["event_type"] for event in again.events].count("NodeCacheHit") == 2

@@ -167,6 +167,22 @@ def test_printed_lines_keep_their_tail(url: str, new: Plans) -> None:
         assert ledger.output(plan.plan_id) == ["ü", "\ufffd\ufffd"]
 
 
+def test_printed_lines_can_be_followed(url: str, new: Plans) -> None:
+    with connect(url) as client:
+        ledger = Ledger(client, Settings(log_limit_bytes=30))
+        plan = new()
+        ledger.submit(plan)
+        assert ledger.output_since(plan.plan_id, 0) == (0, [])
+        ledger.claim(plan.plan_id, "w")
+        ledger.report(plan.plan_id, plan.plan_id, 1, output=["a", "b", "c"])
+        assert ledger.output_since(plan.plan_id, 0) == (3, ["a", "b", "c"])
+        assert ledger.output_since(plan.plan_id, 2) == (3, ["c"])
+        assert ledger.output_since(plan.plan_id, 3) == (3, [])
+        ledger.report(plan.plan_id, plan.plan_id, 1, output=["0123456789" for _ in range(5)])
+        assert ledger.output_since(plan.plan_id, 7) == (8, ["0123456789"])
+        assert ledger.output_since(plan.plan_id, 0) == (8, ["0123456789"] * 3)
+
+
 def test_a_jobs_progress_has_its_own_channel(ledger: Ledger, new: Plans) -> None:
     job = new(kind="job")
     live = subscribed(ledger, keys.job_channel(job.plan_id))

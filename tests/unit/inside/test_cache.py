@@ -38,7 +38,7 @@ def test_digests_do_not_depend_on_the_order_of_keys_or_of_memory():
     assert Digests().of({"a": 1, "b": 2}) == Digests().of({"b": 2, "a": 1})
     array = np.arange(6.0).reshape(2, 3)
     assert Digests().of(array) == Digests().of(np.asfortranarray(array))
-    assert Digests().of((i for i in range(3))) is None
+    assert Digests().of(object()) is None
 
 
 class Cluster:
@@ -112,9 +112,14 @@ def test_a_filter_can_refuse_or_ask_for_itself():
 
 
 def test_what_a_cached_node_put_out_is_not_read_again_to_name_it(monkeypatch: pytest.MonkeyPatch):
-    read = []
+    read: list[Any] = []
     of_array = caching._of_array
-    monkeypatch.setattr(caching, "_of_array", lambda array: read.append(array.shape) or of_array(array))
+
+    def reading(array: Any) -> bytes:
+        read.append(array.shape)
+        return of_array(array)
+
+    monkeypatch.setattr(caching, "_of_array", reading)
     cluster = Cluster()
     plan = sequence("a", "b", "c")
     filters = {name: (lambda x: x + 1) for name in "abc"}

@@ -196,8 +196,14 @@ class Whole(Counting):
 
 
 def test_partial_fit_sees_every_batch_in_turn_and_fit_sees_everything():
-    parts, whole, stateless = Counting(), Whole(), []
-    filters = {"parts": parts, "f": lambda x: stateless.append(len(x)) or x, "whole": whole}
+    parts, whole = Counting(), Whole()
+    stateless: list[int] = []
+
+    def passing(x):
+        stateless.append(len(x))
+        return x
+
+    filters = {"parts": parts, "f": passing, "whole": whole}
     world = World(sequence("parts", "f", "whole"), filters, fit=True, y=list(range(7)), batch_size=3, live=True)
     output = world.run(np.ones((7, 2)))
     assert parts.calls == [("fit", 3, 3), ("fit", 3, 3), ("fit", 1, 1), ("forward", 3), ("forward", 3), ("forward", 1)]

@@ -10,9 +10,9 @@ from somatize_worker.errors import InvalidPipeline
 from somatize_worker.hosts.inside.edges import as_pairs
 from somatize_worker.hosts.inside.failures import Suspend
 from somatize_worker.packing import pack
-from tests.unit.inside.world import World, branch, execute, loop, parallel, remote, run, sequence
+from tests.unit.inside.world import World, branch, execute, loop, parallel, remote, run, sequence, tells
 
-TELL = {name: (lambda name: lambda x: [name, x])(name) for name in "abcdef"}
+TELL = {name: tells(name) for name in "abcdef"}
 
 
 def test_one_predecessor_gives_its_output_and_several_a_mapping():

@@ -15,7 +15,9 @@ from somatize_worker.hosts.inside.filters import PYTHON, Filters
 
 
 def filters(kept: Any = None, **pickles: bytes) -> Filters:
-    specs = [{"node_id": node_id, "pickle": data, "state": None, "trainable": False} for node_id, data in pickles.items()]
+    specs = [
+        {"node_id": node_id, "pickle": data, "state": None, "trainable": False} for node_id, data in pickles.items()
+    ]
     return Filters(specs, worker_id="w7", load_state=lambda stored: stored, kept=kept)
 
 

@@ -11,7 +11,19 @@ from somatize_worker.errors import InvalidPipeline
 from somatize_worker.hosts.inside.each import run_each
 from somatize_worker.hosts.inside.failures import NodeFailed, Suspend
 from somatize_worker.hosts.inside.rules import chosen_arm, ends_loop
-from tests.unit.inside.world import Memory, Scaler, World, branch, execute, loop, parallel, remote, run, sequence
+from tests.unit.inside.world import (
+    Memory,
+    Scaler,
+    World,
+    branch,
+    execute,
+    loop,
+    noting,
+    parallel,
+    remote,
+    run,
+    sequence,
+)
 
 ADD = {"a": lambda x: x + 1, "b": lambda x: x * 10, "c": lambda x: x - 3}
 
@@ -244,7 +256,7 @@ def test_a_filter_that_ends_the_process_fails_its_node(error: BaseException):
 
 def test_a_failure_names_node_type_bases_and_the_users_lines():
     def broken(x):
-        return {}["nothing"]
+        return {"x": x}["nothing"]
 
     with pytest.raises(NodeFailed) as caught:
         run(sequence("a", "broken"), {**ADD, "broken": broken}, 1)
@@ -258,7 +270,7 @@ def test_a_failure_names_node_type_bases_and_the_users_lines():
 
 
 def test_a_node_without_a_filter_is_refused_before_anything_runs():
-    ran = []
+    ran: list[Any] = []
     with pytest.raises(InvalidPipeline, match="no filter for node 'z'; the plan has filters for 'a'"):
         World(sequence("a", "z"), {"a": ran.append}, live=True)
     assert not ran
@@ -280,13 +292,9 @@ def test_fit_fits_in_order_and_forwards():
 
 
 def test_parts_that_run_elsewhere_suspend_the_plan_after_everything_else_has_run():
-    ran = []
-
-    def note(name):
-        return lambda x: ran.append(name) or x + 1
-
+    ran: list[str] = []
     plan = parallel(sequence("a", remote("r1")), sequence("b", "c"), remote("r2"))
-    filters = {name: note(name) for name in "abc"}
+    filters = {name: noting(ran, name, lambda x: x + 1) for name in "abc"}
     world = World(plan, filters, live=True)
     with pytest.raises(Suspend) as caught:
         world.run(1)

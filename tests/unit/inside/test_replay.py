@@ -17,7 +17,7 @@ from somatize_worker.hosts.inside.interpreter import Interpreter
 from somatize_worker.hosts.inside.journal import Journal
 from somatize_worker.packing import pack, unpack
 from tests.unit.inside.trees import expected, plans
-from tests.unit.inside.world import Memory, Scaler, World, execute, loop, parallel, remote, sequence
+from tests.unit.inside.world import Memory, Scaler, World, execute, loop, noting, parallel, remote, sequence, tells
 
 
 def slow_clock() -> Callable[[], int]:
@@ -37,20 +37,20 @@ class Watched:
         self.world = World(plan, wrapped, journal=journal, clock=slow_clock(), live=True, **options)
 
     def _watch(self, node_id: str, filter: Any) -> Any:
-        def started() -> None:
+        def started(x: Any) -> Any:
             self.entries.update(self.world.journal.take())
             self.before.append(dict(self.entries))
             self.ran.append(node_id)
+            return x
 
         if not hasattr(filter, "fit"):
-            return lambda x: started() or filter(x)
+            return lambda x: filter(started(x))
 
         class Watching:
             _kind = "trainable"
 
             def fit(self, x, y=None):
-                started()
-                return filter.fit(x, y)
+                return filter.fit(started(x), y)
 
             def forward(self, x, state):
                 return filter.forward(x, state)
@@ -108,7 +108,7 @@ def test_a_nodes_state_after_a_loop_is_the_last_rounds():
 def test_with_edges_each_output_is_kept():
     plan = sequence("a", parallel("b", sequence("c", "d")), "e", "f")
     edges = [["a", "b"], ["a", "c"], ["c", "d"], ["b", "e"], ["a", "f"], ["c", "f"], ["e", "f"]]
-    filters = {name: (lambda name: lambda x: [name, x])(name) for name in "abcdef"}
+    filters = {name: tells(name) for name in "abcdef"}
     whole = Watched(plan, filters, {}, edges=edges)
     output = whole.world.run(1)
     a = ["a", 1]
@@ -144,7 +144,6 @@ def test_live_objects_are_kept_by_pickle_with_their_type():
 
 def test_what_cannot_be_pickled_is_computed_again():
     filters = {"a": lambda x: (i for i in range(x)), "b": sum, "c": lambda x: x + 1}
-    filters["b"] = lambda x: sum(x)
     whole = Watched(sequence("a", "b", "c"), filters, {})
     assert whole.world.run(4) == 7
     assert Watched(sequence("a", "b", "c"), filters, whole.before[1]).world.run(4) == 7
@@ -165,7 +164,9 @@ def run_with_children(plan: Any, filters: dict[str, Any], value: Any, **options:
     """Run a plan to its end, its children one at a time; output, nodes that ran here, and how often it was run."""
     journal: dict[str, bytes] = {}
     ran: list[str] = []
-    for runs in count(1):
+    runs = 0
+    while True:
+        runs += 1
         watched = Watched(plan, filters, journal, **options)
         try:
             output = watched.world.run(value)
@@ -179,7 +180,7 @@ def run_with_children(plan: Any, filters: dict[str, Any], value: Any, **options:
             return output, [*ran, *watched.ran], runs
 
 
-PLUS = {name: (lambda name: lambda x: [name, x])(name) for name in "abcdefg"}
+PLUS = {name: tells(name) for name in "abcdefg"}
 
 
 @pytest.mark.parametrize(
@@ -200,8 +201,7 @@ def test_a_plan_goes_on_where_its_children_have_finished(plan: Any):
     output, ran, _ = run_with_children(plan, PLUS, 1)
     assert output == here
     executed: list[str] = []
-    noting = {name: (lambda name: lambda x: executed.append(name) or PLUS[name](x))(name) for name in PLUS}
-    World(without_remote_nodes(plan), noting, live=True).run(1)
+    World(without_remote_nodes(plan), {name: noting(executed, name, PLUS[name]) for name in PLUS}, live=True).run(1)
     assert sorted(ran) == sorted(executed)
 
 
@@ -248,7 +248,9 @@ def test_spread_branches_are_children_without_a_target():
     world = World(plan, PLUS, spread=True)
     with pytest.raises(Suspend) as caught:
         world.run(1)
-    assert [(child["path"], child["node_id"], child["target"], child["node_ids"]) for child in caught.value.children] == [
+    assert [
+        (child["path"], child["node_id"], child["target"], child["node_ids"]) for child in caught.value.children
+    ] == [
         ("1.0", "c", None, ["b", "c"]),
         ("1.1", "d", None, ["d"]),
     ]

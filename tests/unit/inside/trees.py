@@ -32,7 +32,10 @@ def plans(*, loops: bool = True) -> st.SearchStrategy[Any]:
 
     def grow(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         several = st.lists(children, min_size=1, max_size=4)
-        kinds = [several.map(lambda plans: ("Sequence", plans)), several.map(lambda plans: ("Parallel", plans))]
+        kinds: list[st.SearchStrategy[Any]] = [
+            several.map(lambda plans: ("Sequence", plans)),
+            several.map(lambda plans: ("Parallel", plans)),
+        ]
         if loops:
             kinds.append(st.tuples(st.just("Loop"), children, st.integers(0, 3)))
             kinds.append(st.tuples(st.just("Branch"), children, children))

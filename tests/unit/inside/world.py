@@ -48,6 +48,21 @@ def branch(node_id: str, **arms: Any) -> dict[str, Any]:
     return {"Branch": {"node_id": node_id, "arms": [[label, plan] for label, plan in arms.items()]}}
 
 
+def tells(name: str) -> Callable[[Any], Any]:
+    """A filter that says what it was and what it was given."""
+    return lambda x: [name, x]
+
+
+def noting(ran: list[Any], name: Any, filter: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The filter, taking down each call."""
+
+    def noted(x: Any) -> Any:
+        ran.append(name)
+        return filter(x)
+
+    return noted
+
+
 class Memory:
     """A store and a cache in memory, in the interpreter's terms."""
 
@@ -90,10 +105,6 @@ class Memory:
         pass
 
 
-def sent_by_value(filter: Any) -> bytes:
-    return cloudpickle.dumps(filter)
-
-
 class World:
     """One run of one plan. ``filters`` are live objects, pickled as a client would."""
 
@@ -125,10 +136,10 @@ class World:
         more = {} if clock is None else {"clock": clock}
         self.journal = Journal(journal or {}, self.memory, **more)
         tree.check(plan)
-        specs = [
+        specs: list[dict[str, Any]] = [
             {
                 "node_id": node_id,
-                "pickle": b"" if live else sent_by_value(filter),
+                "pickle": b"" if live else cloudpickle.dumps(filter),
                 "state": (states or {}).get(node_id),
                 "requirements": [],
                 "trainable": node_id in trainable,
