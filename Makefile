@@ -9,7 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test lint check format bench clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,10 +20,12 @@ demo: $(VENV)/.ready-demo  ## train a pipeline on two Celery workers, with nothi
 test: $(VENV)/.ready-dev  ## the whole test suite
 	@$(BIN)/python -m pytest $(PYTEST)
 
-check: $(VENV)/.ready-dev  ## style, types, unit tests: in seconds
+lint: $(VENV)/.ready-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint  ## style, types and the unit tests
 	$(BIN)/python -m pytest -q tests/unit $(PYTEST)
 
 format: $(VENV)/.ready-dev  ## bring the code into the house style

@@ -70,8 +70,9 @@ class WorkerProcess:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line.decode(errors="replace"))
+        with self.process.stdout as output:
+            for line in output:
+                self._lines.append(line.decode(errors="replace"))
 
 
 class LocalCluster:

@@ -6,13 +6,18 @@ be run": the ledger decides whether it does, so a wake-up that is lost, doubled 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Final
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
+from somatize_worker.errors import ServerUnreachable
 from somatize_worker.ledger import Wake
 from somatize_worker.settings import Settings
+
+log = logging.getLogger("somatize.messaging")
 
 ASSIGN_PLAN: Final = "somatize.assign_plan"
 ASSIGN_JOB: Final = "somatize.assign_python_job"
@@ -21,6 +26,8 @@ _TASK_OF_KIND: Final = {"plan": ASSIGN_PLAN, "job": ASSIGN_JOB}
 # A message is acknowledged as soon as the ledger knows its plan, so an unacknowledged one older than this was held by
 # a worker that died before it got so far. The ledger makes an early redelivery harmless.
 _VISIBILITY_TIMEOUT_S: Final = 30
+_LOOK_FOR_UNACKNOWLEDGED_EVERY_S: Final = 5
+_NO_ANSWER_S: Final = 10.0
 
 
 def make_app(settings: Settings) -> Celery:
@@ -48,8 +55,12 @@ def make_app(settings: Settings) -> Celery:
         broker_pool_limit=32,  # Flower asks all workers at once, two connections for each question: with few it hangs
         broker_transport_options={
             "visibility_timeout": _VISIBILITY_TIMEOUT_S,
+            "unacked_restore_interval": _LOOK_FOR_UNACKNOWLEDGED_EVERY_S,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": _LOOK_FOR_UNACKNOWLEDGED_EVERY_S,  # who looks may die, too
             "queue_order_strategy": "priority",
             "socket_connect_timeout": 5,
+            "socket_timeout": _NO_ANSWER_S,  # a server that accepts and says nothing must not hold a worker's loop
             "socket_keepalive": True,
             "health_check_interval": 10,
             "retry_policy": {"timeout": 5.0},
@@ -61,20 +72,33 @@ def make_app(settings: Settings) -> Celery:
 
 
 def send_wake(app: Celery, wake: Wake) -> None:
-    """Put one wake-up on its queue."""
-    app.send_task(
-        _TASK_OF_KIND[wake.kind],
-        args=[wake.plan_id],
-        task_id=wake.plan_id,
-        queue=wake.queue,
-        priority=wake.priority,
-        ignore_result=True,
-        argsrepr=wake.summary or wake.plan_id,
-        kwargsrepr="",
-    )
+    """Put one wake-up on its queue.
+
+    Raises:
+        ServerUnreachable: it could not be sent. Nothing is lost by that: the plan is queued in the ledger, and a
+            sweeper wakes it some seconds after the server is back.
+    """
+    try:
+        app.send_task(
+            _TASK_OF_KIND[wake.kind],
+            args=[wake.plan_id],
+            task_id=wake.plan_id,
+            queue=wake.queue,
+            priority=wake.priority,
+            ignore_result=True,
+            argsrepr=wake.summary or wake.plan_id,
+            kwargsrepr="",
+        )
+    except (OperationalError, OSError) as error:
+        raise ServerUnreachable(f"plan {wake.plan_id} is queued, but its wake-up could not be sent: {error}") from error
 
 
-def send_wakes(app: Celery, wakes: Iterable[Wake]) -> None:
-    """Send several; one that fails to go is sent again by the sweeper, so the first error ends the rest."""
-    for wake in wakes:
-        send_wake(app, wake)
+def send_wakes(app: Celery, wakes: Iterable[Wake]) -> bool:
+    """Send several, as far as the server lets us; whether all went. A sweeper sends again what did not."""
+    try:
+        for wake in wakes:
+            send_wake(app, wake)
+    except ServerUnreachable as error:
+        log.warning("%s; it is sent again once the server is back", error)
+        return False
+    return True

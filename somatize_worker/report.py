@@ -20,6 +20,7 @@ from typing import Any, Final
 
 Sink = Callable[[float | None, dict[str, float], int | None], None]
 
+_REPORT_PIPE: Final = "SOMA_REPORT_PIPE"
 _REPORT_FD: Final = "SOMA_REPORT_FD"
 _PROGRESS_EVERY_S: Final = 0.05
 
@@ -119,9 +120,23 @@ _job_lines: _JobLines | None = None
 
 def _job_sink() -> Sink | None:
     global _job_lines
-    if _job_lines is None and (given := os.environ.get(_REPORT_FD, "")).isdigit():
-        _job_lines = _JobLines(int(given))
+    if _job_lines is None and (fd := _job_fd()) is not None:
+        _job_lines = _JobLines(fd)
     return _job_lines
+
+
+def _job_fd() -> int | None:
+    """The way to the job's worker: a named pipe, which every process of the job can open, or an inherited number."""
+    path = os.environ.get(_REPORT_PIPE)
+    if path:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # nobody reads it any more, or not from here (a container of the job's own)
+            return None
+        os.set_blocking(fd, True)
+        return fd
+    given = os.environ.get(_REPORT_FD, "")
+    return int(given) if given.isdigit() else None
 
 
 class _Callable(types.ModuleType):

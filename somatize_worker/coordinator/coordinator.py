@@ -15,7 +15,7 @@ from somatize_worker.coordinator.mapping import Mapper
 from somatize_worker.coordinator.registry import Registry, WorkerInfo
 from somatize_worker.coordinator.replies import Replies, Reply
 from somatize_worker.ledger import Ledger, Record, Submission, connect
-from somatize_worker.messaging import make_app, send_wake, send_wakes
+from somatize_worker.messaging import make_app, send_wakes
 from somatize_worker.packing import pack
 from somatize_worker.pipeline import CompiledPipeline, StepSource, Target, compile_once
 from somatize_worker.settings import Settings
@@ -235,7 +235,7 @@ class Coordinator:
         if not submitted.created:
             self.replies.forget(submission.plan_id, reply)
             return None
-        send_wake(self.app, submission.wake())
+        send_wakes(self.app, [submission.wake()])
         return reply
 
     def plan(self, plan_id: str) -> PlanHandle:

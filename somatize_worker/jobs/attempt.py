@@ -20,7 +20,7 @@ from somatize_worker.jobs.bell import Bell
 from somatize_worker.jobs.collecting import Collected, collect
 from somatize_worker.jobs.launch import Circumstances, Cores, launch, write_files
 from somatize_worker.jobs.outcome import JobOutcome
-from somatize_worker.jobs.printed import Reader, Step, Transcript, thinned
+from somatize_worker.jobs.printed import Live, Reader, Step, Transcript
 from somatize_worker.jobs.reports import ReportPipe
 from somatize_worker.jobs.scratch import Scratch, root_folder
 from somatize_worker.jobs.validation import CheckedJob
@@ -32,7 +32,6 @@ CANCELLED: Final = "cancelled"
 DEADLINE: Final = "deadline"
 
 _TICK_S: Final = 0.05
-_LIVE_BYTES_PER_TICK: Final = 64 << 10
 _RESULT_LIMIT_BYTES: Final = 64 << 20
 
 
@@ -71,6 +70,7 @@ class Attempt:
         self._started = time.monotonic()
         self._stopped_for = ""
         self._transcript = Transcript(tools.settings.job_output_limit_bytes)
+        self._live = Live(request.on_output, time.monotonic)
         self._reader = Reader(self._on_step, time.monotonic)
 
     def run(self) -> JobOutcome:
@@ -130,11 +130,10 @@ class Attempt:
                 checkpoint_folder=request.checkpoint_folder,
                 gpus=request.gpus,
                 cores=cores,
-                reports=pipe,
+                report_pipe=pipe.path,
             )
             child = tools.nursery.start(launch(self._job, scratch, environment, circumstances, tools.settings))
             try:
-                pipe.started()
                 with Bell(child, pipe) as bell:
                     while not child.exited():
                         bell.wait(_TICK_S)
@@ -144,6 +143,7 @@ class Attempt:
                 certificate = child.kill()
                 self._look(child, pipe, final=True)
                 self._reader.end()
+                self._live.end()
                 return certificate
             finally:
                 child.close()
@@ -160,8 +160,7 @@ class Attempt:
     def _print(self, lines: list[str]) -> None:
         for line in lines:
             self._transcript.add(line)
-        if lines:
-            self._request.on_output(thinned(lines, _LIVE_BYTES_PER_TICK))
+        self._live.add(lines)
 
     def _on_step(self, step: Step) -> None:
         self._request.on_progress("execute", step.step, step.total, step.metrics)
@@ -201,7 +200,7 @@ class Attempt:
 
     def _failure(self, certificate: dict[str, Any], result: dict[str, Any] | None) -> dict[str, Any]:
         """The outcome's fields that tell of a failure; empty for a success."""
-        if self._stopped_for == DEADLINE:
+        if certificate["reason"] == DEADLINE:
             return {**self._out_of_time(), "certificate": certificate}
         if certificate.get("exit_code") == 0 and (result is None or result["ok"]):
             return {}

@@ -31,12 +31,10 @@ class Bell:
     def wait(self, timeout_s: float) -> None:
         """Wait for something to happen, at most so long; a job that prints all the time rings 100 times a second."""
         time.sleep(max(0.0, self._rang_at + _LOOK_AT_MOST_EVERY_S - time.monotonic()))
-        for fd, event in self._poll.poll(timeout_s * 1000):
+        for fd, _ in self._poll.poll(timeout_s * 1000):
             self._rang_at = time.monotonic()
             if fd == self._printed:
                 os.eventfd_read(fd)
-            elif event & select.POLLHUP:
-                self._poll.unregister(fd)  # the job closed its reports: that would ring for ever
 
     def _ring(self) -> None:
         """Called by the thread that drains the output, perhaps once more when we are done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import threading
 from collections import Counter
@@ -19,13 +20,13 @@ from somatize_worker.hosts.environments import Environment
 from somatize_worker.hosts.inside import job as inside
 from somatize_worker.hosts.limits import Limits
 from somatize_worker.hosts.process import Launch
-from somatize_worker.jobs.reports import ReportPipe
 from somatize_worker.jobs.scratch import Scratch
 from somatize_worker.jobs.validation import CheckedJob
 from somatize_worker.settings import Settings, passed_on
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _ABOVE_LIMIT: Final = 4
+_UNREAD_OUTPUT_BYTES: Final = 16 << 20  # half a second of a job that prints as fast as it can
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Circumstances:
     checkpoint_folder: Path
     gpus: Sequence[int] | None
     cores: Sequence[int]
-    reports: ReportPipe
+    report_pipe: Path
 
 
 def write_files(job: CheckedJob, scratch: Scratch) -> None:
@@ -65,13 +66,15 @@ def launch(
         "root": str(scratch.job),
         "cores": list(circumstances.cores),
         "processes": _process_ceiling(settings.job_processes_limit),
+        "params": json.loads(job.params) if job.entry.function else {},
+        "input": job.input_data is not None,
     }
-    (scratch.control / inside.DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+    (scratch.control / inside.DESCRIPTION).write_bytes(marshal.dumps(description))
     return Launch(
         argv=[str(environment.python), inside.__file__, str(scratch.control)],
         environ=_environ(job, scratch, environment, circumstances, settings),
         folder=scratch.job,
-        pass_fds=(circumstances.reports.writing,),
+        output_limit_bytes=_UNREAD_OUTPUT_BYTES,
         limits=Limits(memory_bytes=settings.memory_limit_bytes, processes=settings.job_processes_limit),
     )
 
@@ -89,8 +92,7 @@ def _environ(
         "TMPDIR": str(scratch.temporary),
         "PWD": str(scratch.job),
         "SOMA_WORKER_ID": circumstances.worker_id,
-        "SOMA_REPORT_FD": str(circumstances.reports.writing),
-        "SOMA_REPORT_PIPE": str(circumstances.reports.path),
+        "SOMA_REPORT_PIPE": str(circumstances.report_pipe),
         "SOMA_JOB_ID": job.job_id,
         "SOMA_JOB_PIPELINE_ID": job.pipeline_id,
         "SOMA_JOB_INVESTIGATION_ID": job.investigation_id,

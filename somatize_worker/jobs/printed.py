@@ -13,8 +13,11 @@ from somatize_worker.hosts.output import LINE_LIMIT_BYTES, OutputLine
 
 _MAX_U32: Final = (1 << 32) - 1
 _JSON_LIMIT_CHARS: Final = 1 << 20
-_BURST: Final = 200
-_PER_S: Final = 50.0
+_STEPS_BURST: Final = 200
+_STEPS_PER_S: Final = 50.0
+_LIVE_BURST_BYTES: Final = 1 << 20
+_LIVE_BYTES_PER_S: Final = 1 << 20
+_LIVE_BATCH_BYTES: Final = 64 << 10
 
 
 class Transcript:
@@ -47,27 +50,57 @@ class Transcript:
             self._left_out_bytes += gone
             self._left_out_lines += 1
 
-    def text(self) -> str:
-        """All of it, each line with its end."""
-        middle = []
+    def lines(self) -> list[str]:
+        """What is kept, with the note where something is missing."""
+        note = []
         if self._left_out_lines:
-            middle = [left_out_note(self._left_out_lines, self._left_out_bytes)]
-        return "".join(f"{line}\n" for line in [*self._head, *middle, *self._tail])
+            note = [f"[… {self._left_out_lines} lines, {self._left_out_bytes} bytes left out …]"]
+        return [*self._head, *note, *self._tail]
+
+    def text(self) -> str:
+        """The same as text, each line with its end."""
+        return "".join(f"{line}\n" for line in self.lines())
 
 
-def left_out_note(lines: int, size_bytes: int) -> str:
-    """What stands for output that was left out."""
-    return f"[… {lines} lines, {size_bytes} bytes left out …]"
+class Live:
+    """Hands printed lines on as they come, but no more than anybody can read: beyond the rate, head and tail.
 
+    Args:
+        on_lines: takes what is shown.
+        clock: seconds, never going back.
+    """
 
-def thinned(lines: list[str], limit_bytes: int) -> list[str]:
-    """A batch of lines for live display, cut in the middle to about the limit."""
-    if sum(map(_size, lines)) <= limit_bytes:
-        return lines
-    transcript = Transcript(limit_bytes)
-    for line in lines:
-        transcript.add(line)
-    return transcript.text().splitlines()
+    def __init__(self, on_lines: Callable[[list[str]], None], clock: Callable[[], float]) -> None:
+        self._on_lines = on_lines
+        self._clock = clock
+        self._allowed, self._filled = float(_LIVE_BURST_BYTES), clock()
+        self._held: Transcript | None = None
+
+    def add(self, lines: list[str]) -> None:
+        """Show these lines, or hold them back for a moment. Call this now and then without any, too."""
+        now = self._clock()
+        self._allowed = min(float(_LIVE_BURST_BYTES), self._allowed + (now - self._filled) * _LIVE_BYTES_PER_S)
+        self._filled = now
+        size = sum(map(_size, lines))
+        if self._held is None and size <= self._allowed:
+            self._show(lines, size)
+            return
+        self._held = self._held or Transcript(_LIVE_BATCH_BYTES)
+        for line in lines:
+            self._held.add(line)
+        if self._allowed >= _LIVE_BATCH_BYTES:
+            self.end()
+
+    def end(self) -> None:
+        """Show what is held back."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._show(held.lines(), _LIVE_BATCH_BYTES)
+
+    def _show(self, lines: list[str], size: int) -> None:
+        self._allowed -= size
+        if lines:
+            self._on_lines(lines)
 
 
 def _size(line: str) -> int:
@@ -125,7 +158,7 @@ class Reader:
     def __init__(self, on_step: Callable[[Step], None], clock: Callable[[], float]) -> None:
         self._on_step = on_step
         self._clock = clock
-        self._tokens, self._filled = float(_BURST), clock()
+        self._tokens, self._filled = float(_STEPS_BURST), clock()
         self._held: Step | None = None
         self._long = ""
         self._last_object: dict[str, Any] | None = None
@@ -177,7 +210,7 @@ class Reader:
 
     def _may(self) -> bool:
         now = self._clock()
-        self._tokens = min(float(_BURST), self._tokens + (now - self._filled) * _PER_S)
+        self._tokens = min(float(_STEPS_BURST), self._tokens + (now - self._filled) * _STEPS_PER_S)
         self._filled = now
         if self._tokens < 1:
             return False

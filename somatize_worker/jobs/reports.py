@@ -16,28 +16,19 @@ _PERCENT: Final = 100
 
 
 class ReportPipe:
-    """A named pipe, whose reading end is here. A context manager.
-
-    The job's process inherits a writing end; processes that it starts can open one by the name.
-    """
+    """A named pipe, so that every process of the job can open it, whoever started that. A context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         os.mkfifo(path, 0o600)
         self._reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.writing = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        self._writing = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # so that there never is an end of file
         self._rest = b""
         self._last = Step(0, 0)
 
     def fileno(self) -> int:
         """The reading end, for ``poll``."""
         return self._reading
-
-    def started(self) -> None:
-        """The process has its end: close ours of it."""
-        if self.writing >= 0:
-            os.close(self.writing)
-            self.writing = -1
 
     def take(self) -> list[Step]:
         """The steps reported since the last call. What is no report is passed over: the job may write anything."""
@@ -65,7 +56,7 @@ class ReportPipe:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.started()
+        os.close(self._writing)
         os.close(self._reading)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from somatize_worker import protocol
 from somatize_worker.errors import InvalidMessage
-from somatize_worker.ledger import Ledger
+from somatize_worker.ledger import Ledger, patiently
 from somatize_worker.ports import DataStore
 from somatize_worker.settings import Settings
 from somatize_worker.submission import Policy, job_submission, message_submission
@@ -41,7 +41,7 @@ class Admission:
             options={"wire": True},
             aliases=(alias,),
         )
-        self._ledger.submit(submission)
+        patiently(lambda: self._ledger.submit(submission))
         return submission.plan_id
 
     def job(self, message: Any, *, queue: str, alias: str) -> str:
@@ -54,7 +54,8 @@ class Admission:
         parsed = protocol.from_json(protocol.CoordinatorToWorker, message)
         if not isinstance(parsed, protocol.AssignPythonJob):
             raise InvalidMessage(f"somatize.assign_python_job takes an AssignPythonJob, not {_type_of(message)}")
-        self._ledger.submit(job_submission(parsed.job, queue=queue, settings=self._settings, aliases=(alias,)))
+        submission = job_submission(parsed.job, queue=queue, settings=self._settings, aliases=(alias,))
+        patiently(lambda: self._ledger.submit(submission))
         return parsed.job.job_id
 
 

@@ -22,6 +22,7 @@ def _child(claim: Claim, spec: Mapping[str, Any], child: Mapping[str, Any]) -> S
         "run_id": claim.root,
         "parent": claim.plan_id,
     }
+    options.pop("each", None)  # the parent has cut its input into items; a child runs on one
     node_ids = set(child["node_ids"])
     filters = spec["filters"]
     requirements: tuple[str, ...] = claim.requirements

@@ -11,7 +11,7 @@ from somatize_worker.ledger import Claim, Ledger, Outcome, Wake, cancelled_resul
 from somatize_worker.packing import pack
 from somatize_worker.values import summary
 from somatize_worker.worker.publisher import Publisher
-from somatize_worker.worker.running import End
+from somatize_worker.worker.running import End, Running
 
 log = logging.getLogger("somatize.worker")
 
@@ -30,13 +30,19 @@ def failed(error: str, **details: Any) -> Outcome:
 
 def failed_by(error: SomaError, **details: Any) -> Outcome:
     """A failure that one of this package's errors describes."""
-    kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    return failed(error.message, error_type=kind, **{**error.to_dict()["details"], **details})
+    return failed(error.message, error_type=qualified(error), **{**error.to_dict()["details"], **details})
 
 
-def cancelled(reason: str) -> Outcome:
-    """A cancelled plan."""
-    return Outcome(state="cancelled", result=cancelled_result(reason))
+def qualified(error: BaseException) -> str:
+    """The full name of an error's class."""
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def cancelled(ledger: Ledger, running: Running) -> Outcome:
+    """A cancelled plan, with the reason that was given for it."""
+    claim = running.claim
+    reason = running.reason or patiently(lambda: ledger.record(claim.plan_id).cancel, deadline_s=_DELIVER_FOR_S)
+    return Outcome(state="cancelled", result=cancelled_result(reason or "cancelled while running"))
 
 
 def deliver(

@@ -6,20 +6,27 @@ Only references and small values pass here; a plan's data goes between its host 
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from somatize_worker import protocol
-from somatize_worker.errors import EnvironmentFailed, HostDied, HostNotReady, MissingData, StoreError
+from somatize_worker.errors import HostDied, MissingData, ServerUnreachable, SomaError, StoreError
 from somatize_worker.hosts import WAKE, Host
 from somatize_worker.ledger import Fail, Outcome, after_death, after_failure, failed_event, patiently
-from somatize_worker.packing import Reference, pack, unpack
+from somatize_worker.packing import Reference, unpack
+from somatize_worker.stores import resolve
 from somatize_worker.worker import ending
+from somatize_worker.worker.adoption import Adoption
 from somatize_worker.worker.children import child_plans
 from somatize_worker.worker.publisher import Publisher
 from somatize_worker.worker.running import End, Interruption, Running
 from somatize_worker.worker.tools import Tools
+
+log = logging.getLogger("somatize.worker")
 
 _TICK_S = 0.25
 _RUN_FAILED = '"event_type":"RunFailed"'
@@ -38,6 +45,7 @@ class PlanSupervision:
         self._claim = running.claim
         self._spec: dict[str, Any] = unpack(self._claim.spec)
         self._publisher = Publisher(tools.ledger, self._claim, tools.worker_id)
+        self._files = Adoption(tools.store)
         self._deadline = time.monotonic() + self._claim.remaining_ms / 1000 if self._claim.timeout_ms else None
 
     def run(self) -> End | None:
@@ -47,6 +55,8 @@ class PlanSupervision:
         try:
             host = self._acquire()
         except (EnvironmentFailed, HostNotReady) as error:
+            if self._running.interruption is not None:
+                return self._interrupted(self._running.interruption)
             return self._finish(ending.failed_by(error, **self._about()))
         reuse = False
         try:
@@ -104,7 +114,7 @@ class PlanSupervision:
         if kind == "events":
             self._publisher.add(events=rest[0])
         elif kind == "journal":
-            self._publisher.add(journal={path: self._adopt_packed(entry) for path, entry in rest[0].items()})
+            self._publisher.add(journal={path: self._files.adopt_packed(entry) for path, entry in rest[0].items()})
         elif kind == "node":
             self._publisher.node = host.node = rest[0]
         elif kind == "ask":
@@ -143,31 +153,9 @@ class PlanSupervision:
         return {"missing": f"this worker does not know the question {what!r}"}
 
     def _keep(self, payload: Mapping[str, Any]) -> Reference:
-        store = self._tools.store
         if "reference" in payload:
-            adopted: Reference = store.adopt(
-                store.workspace() / payload["reference"].fields["path"], key=payload["key"]
-            )
-            return adopted
-        kept: Reference = store.put(payload["value"], key=payload["key"])
-        return kept
-
-    # ── what the host's files become ─────────────────────────────────────────────────────────────────────────────
-
-    def _adopt(self, plain: Any) -> Any:
-        """References to files that the host wrote in the workspace become references into the store."""
-        if isinstance(plain, Reference):
-            if plain.type == "Local":
-                return self._tools.store.adopt(self._tools.store.workspace() / plain.fields["path"])
-            return plain
-        if isinstance(plain, dict):
-            return {key: self._adopt(value) for key, value in plain.items()}
-        if isinstance(plain, list):
-            return [self._adopt(value) for value in plain]
-        return plain
-
-    def _adopt_packed(self, entry: bytes) -> bytes:
-        return pack(self._adopt(unpack(entry)))
+            return self._files.keep(payload["reference"], payload["key"])
+        return self._tools.store.put(payload["value"], key=payload["key"])
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -178,23 +166,19 @@ class PlanSupervision:
             events = [event for event in events if _RUN_FAILED not in event]  # told when it is final: see _finish
         self._publisher.add(events=events)
         if kind == "done":
-            return self._finish(ending.succeeded(self._result(said)), said=said)
+            return self._finish(ending.succeeded(self._result(said)), said=said, garbage=said.get("garbage", ()))
         if kind == "suspended":
             return self._suspend(said)
         decision = after_failure(self._claim, said.get("error_mro", ()), error=said["error"])
         if isinstance(decision, Fail):
             details = {key: said[key] for key in ("error_type", "node_id", "traceback") if said.get(key)}
-            return self._finish(ending.failed(said["error"], **details, **self._about()))
+            failed = ending.failed(said["error"], **details, **self._about())
+            return self._finish(failed, garbage=said.get("garbage", ()))
         return self._hand_back(said["error"], count_attempt=True, delay_ms=decision.delay_ms)
 
     def _after_death(self, death: HostDied) -> End | None:
-        why = self._running.interruption
-        if why is Interruption.CANCEL:
-            return self._finish(ending.cancelled("cancelled while running"))
-        if why is Interruption.LOST:
-            return None
-        if why is Interruption.HAND_BACK:
-            return self._hand_back(why.value, count_attempt=False)
+        if self._running.interruption is not None:
+            return self._interrupted(self._running.interruption)
         decision = after_death(self._claim)
         if isinstance(decision, Fail):
             return self._finish(
@@ -208,10 +192,17 @@ class PlanSupervision:
             )
         return self._hand_back(death.message, count_attempt=True, delay_ms=decision.delay_ms)
 
+    def _interrupted(self, why: Interruption) -> End | None:
+        if why is Interruption.LOST:
+            return None
+        if why is Interruption.HAND_BACK:
+            return self._hand_back(why.value, count_attempt=False)
+        return self._finish(ending.cancelled(self._tools.ledger, self._running))
+
     def _result(self, said: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "output": self._adopt(said["output"]),
-            "states": self._adopt(said["states"]),
+            "output": self._files.adopt(said["output"]),
+            "states": self._files.adopt(said["states"]),
             "duration_ms": said["duration_ms"],
             **self._about(),
         }
@@ -229,7 +220,9 @@ class PlanSupervision:
             **self._about(),
         )
 
-    def _finish(self, outcome: Outcome, said: Mapping[str, Any] | None = None) -> End | None:
+    def _finish(
+        self, outcome: Outcome, said: Mapping[str, Any] | None = None, garbage: Sequence[Reference] = ()
+    ) -> End | None:
         if outcome.state == "succeeded" and said is not None:
             text = ending.success_text(said["output"], said["duration_ms"], self._tools.worker_id)
         else:
@@ -247,6 +240,8 @@ class PlanSupervision:
             celery_result=self._celery_result(outcome, text),
         )
         self._tools.send(wakes)
+        if end is not None:
+            self._files.discard(garbage)
         return end
 
     def _celery_result(self, outcome: Outcome, text: str) -> str:
@@ -254,14 +249,21 @@ class PlanSupervision:
         if not (self._spec["metadata"].get("soma") or {}).get("wire"):
             return json.dumps(text)
         result = unpack(outcome.result)
-        message = protocol.plan_result_message(self._claim.plan_id, outcome.state, result)
-        return protocol.to_json(message).decode()
+        if "states" in result:
+            result["states"] = resolve(self._tools.store, result["states"])
+        try:
+            message = protocol.plan_result_message(self._claim.plan_id, outcome.state, result)
+            return protocol.to_json(message).decode()
+        except Unrepresentable:  # JSON has no NaN, and not every dtype: then the output travels as a reference
+            result["output"] = self._tools.store.put(result["output"])
+            message = protocol.plan_result_message(self._claim.plan_id, outcome.state, result)
+            return protocol.to_json(message).decode()
 
     def _suspend(self, said: Mapping[str, Any]) -> End | None:
-        self._publisher.flush()
+        self._publisher.settle()
         events, output = self._publisher.take()
-        children = child_plans(self._claim, self._spec, [self._adopt(child) for child in said["children"]])
-        journal = {path: self._adopt_packed(entry) for path, entry in said["journal"].items()}
+        children = child_plans(self._claim, self._spec, [self._files.adopt(child) for child in said["children"]])
+        journal = {path: self._files.adopt_packed(entry) for path, entry in said["journal"].items()}
         suspended = patiently(
             lambda: self._tools.ledger.suspend(
                 self._claim.plan_id, self._claim.epoch, children, events=events, journal=journal, output=output
@@ -271,7 +273,7 @@ class PlanSupervision:
         return None
 
     def _hand_back(self, why: str, *, count_attempt: bool, delay_ms: int = 0) -> End | None:
-        self._publisher.flush()
+        self._publisher.settle()
         wakes = patiently(
             lambda: self._tools.ledger.release(
                 self._claim.plan_id, self._claim.epoch, why=why, count_attempt=count_attempt, delay_ms=delay_ms

@@ -46,6 +46,8 @@ class JobSupervision:
                     deadline_s=claim.remaining_ms / 1000 if claim.timeout_ms else None,
                 )
         except (EnvironmentFailed, InvalidJob) as error:
+            if self._running.interruption is not None:
+                return self._interrupted(self._running.interruption)
             return self._finish(ending.failed_by(error, **self._about()), error.message)
         finally:
             self._over.set()
@@ -53,13 +55,8 @@ class JobSupervision:
         return self._after(outcome)
 
     def _after(self, outcome: JobOutcome) -> End | None:
-        why = self._running.interruption
-        if why is Interruption.LOST:
-            return None
-        if why is Interruption.HAND_BACK:
-            return self._hand_back(why.value, count_attempt=False)
-        if why is Interruption.CANCEL:
-            return self._finish(ending.cancelled("cancelled while running"), "cancelled")
+        if self._running.interruption is not None:
+            return self._interrupted(self._running.interruption)
         result = {
             "output": outcome.output,
             "states": {},
@@ -75,10 +72,15 @@ class JobSupervision:
         if outcome.certificate and not isinstance(decision := after_death(self._claim), Fail):
             return self._hand_back(outcome.error, count_attempt=True, delay_ms=decision.delay_ms)
         result.pop("output")
-        failed = ending.failed(
-            outcome.error, certificate=outcome.certificate, printed=outcome.output, **result
-        )
+        failed = ending.failed(outcome.error, certificate=outcome.certificate, printed=outcome.output, **result)
         return self._finish(failed, outcome.error)
+
+    def _interrupted(self, why: Interruption) -> End | None:
+        if why is Interruption.LOST:
+            return None
+        if why is Interruption.HAND_BACK:
+            return self._hand_back(why.value, count_attempt=False)
+        return self._finish(ending.cancelled(self._tools.ledger, self._running), "cancelled")
 
     # ── what the job reports ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -122,7 +124,7 @@ class JobSupervision:
         return end
 
     def _hand_back(self, why: str, *, count_attempt: bool, delay_ms: int = 0) -> End | None:
-        self._publisher.flush()
+        self._publisher.settle()
         wakes = patiently(
             lambda: self._tools.ledger.release(
                 self._claim.plan_id, self._claim.epoch, why=why, count_attempt=count_attempt, delay_ms=delay_ms

@@ -1,4 +1,4 @@
-"""Two threads that keep this worker's word: leases renewed and the cluster swept, cancellations heard."""
+"""Threads that keep this worker's word: leases renewed, the cluster swept, cancellations heard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from somatize_worker.ledger import Sweeper, control_channel
+from somatize_worker.ledger import Sweeper, control_channel, renew_every_s
 from somatize_worker.packing import unpack
 from somatize_worker.worker.running import Interruption
 
@@ -21,23 +21,31 @@ if TYPE_CHECKING:
 log = logging.getLogger("somatize.worker")
 
 _STORE_SWEEP_EVERY_S = 300.0
+_LISTEN_S = 0.25
+_PAUSE_S = 0.5
 
 
 class Keeper:
-    """Renews leases three times in a lease's life, sends heartbeats, sweeps, and listens for cancellations."""
+    """Renews leases, sends heartbeats, sweeps, and listens for cancellations.
+
+    Renewing has a thread of its own, so that nothing slow (a store with a million files, a GPU that does not answer)
+    can cost a running plan its lease. It is done a little more often than a sweeper waits between its two looks at an
+    expired lease, so that after an outage, or a suspended machine, every live worker is heard before it is given up.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._sweeper = Sweeper(runtime.ledger, runtime.settings)
         self._stop = threading.Event()
         self._deferred: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        every_s = renew_every_s(runtime.settings.lease_s)
         self._threads = [
-            threading.Thread(target=self._keep, name="soma-keeper", daemon=True),
+            self._repeating("soma-keeper", every_s * 3 / 4, self._renew),
+            self._repeating("soma-sweeper", every_s, self._look_around),
+            self._repeating("soma-store-sweeper", _STORE_SWEEP_EVERY_S, runtime.store.sweep),
             threading.Thread(target=self._listen, name="soma-listener", daemon=True),
             threading.Thread(target=self._do_deferred, name="soma-deferred", daemon=True),
         ]
-        self._interval_s = runtime.settings.lease_s / 3
-        self._next_store_sweep = time.monotonic() + _STORE_SWEEP_EVERY_S
 
     def start(self) -> None:
         """Start the threads."""
@@ -48,37 +56,38 @@ class Keeper:
         """Stop them; they are daemons, so one that waits for a dead server holds nobody up."""
         self._stop.set()
         self._deferred.put(lambda: None)
+        deadline = time.monotonic() + 2.0
         for thread in self._threads:
-            thread.join(timeout=2.0)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def defer(self, call: Callable[[], object]) -> None:
         """Do something that talks to the server, soon, on a thread that may wait."""
         self._deferred.put(call)
 
-    # ── leases, heartbeats, sweeping ─────────────────────────────────────────────────────────────────────────────
+    def _repeating(self, name: str, every_s: float, call: Callable[[], object]) -> threading.Thread:
+        def run() -> None:
+            reachable = True
+            while not self._stop.wait(every_s):
+                try:
+                    call()
+                except (RedisError, OSError) as error:
+                    if reachable:
+                        log.warning("%s: no answer; running plans go on, trying again: %s", name, error)
+                    reachable = False
+                except Exception:  # a worker without this thread would lose its plans one by one
+                    log.exception("%s failed; trying again", name)
+                else:
+                    if not reachable:
+                        log.info("%s: there is an answer again", name)
+                    reachable = True
 
-    def _keep(self) -> None:
-        reachable = True
-        while not self._stop.wait(self._interval_s):
-            try:
-                self._renew()
-                self._runtime.registration.heartbeat()
-                self._runtime.tools.send(self._sweeper.tick(time.monotonic()))
-                self._sweep_store()
-                if not reachable:
-                    log.info("the server is back")
-                reachable = True
-            except (RedisError, OSError) as error:
-                self._sweeper.forget()  # leases that expired while nobody could renew them are not dead workers
-                if reachable:
-                    log.warning("the server does not answer; running plans go on: %s", error)
-                reachable = False
+        return threading.Thread(target=run, name=name, daemon=True)
+
+    # ── leases, heartbeats, sweeping ─────────────────────────────────────────────────────────────────────────────
 
     def _renew(self) -> None:
         runs = self._runtime.runs
         holds = runs.holds()
-        if not holds:
-            return
         epochs = dict(holds)
         for plan_id, state in self._runtime.ledger.renew(self._runtime.worker_id, holds).items():
             if state == "lost":
@@ -86,10 +95,13 @@ class Keeper:
             elif state == "cancel":
                 runs.interrupt(plan_id, Interruption.CANCEL, epoch=epochs[plan_id])
 
-    def _sweep_store(self) -> None:
-        if time.monotonic() >= self._next_store_sweep:
-            self._next_store_sweep = time.monotonic() + _STORE_SWEEP_EVERY_S
-            self._runtime.store.sweep()
+    def _look_around(self) -> None:
+        try:
+            self._runtime.registration.heartbeat()
+        except (RedisError, OSError):
+            self._sweeper.forget()  # leases that expired while nobody could renew them are not dead workers
+            raise
+        self._runtime.tools.send(self._sweeper.tick(time.monotonic()))
 
     # ── cancellations ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -99,12 +111,15 @@ class Keeper:
             try:
                 with self._runtime.ledger.listen(channel) as pubsub:
                     while not self._stop.is_set():
-                        message = pubsub.get_message(timeout=1.0)
+                        message = pubsub.get_message(timeout=_LISTEN_S)
                         if message is not None:
                             self._take(unpack(message["data"]))
             except (RedisError, OSError):
                 # A cancellation published meanwhile is not lost: renewing the lease tells of it.
-                self._stop.wait(0.5)
+                self._stop.wait(_PAUSE_S)
+            except Exception:
+                log.exception("an order that this worker does not understand was left out")
+                self._stop.wait(_PAUSE_S)
 
     def _take(self, order: dict[str, str]) -> None:
         if "cancel" in order:
@@ -119,3 +134,5 @@ class Keeper:
                 log.warning("trying again in a second: %s", error)
                 self._stop.wait(1.0)
                 self._deferred.put(call)
+            except Exception:
+                log.exception("a revocation could not be carried out")

@@ -10,6 +10,7 @@ from celery import Celery, signals
 
 from somatize_worker.errors import SomaError
 from somatize_worker.settings import Settings
+from somatize_worker.worker import revoking
 from somatize_worker.worker.runtime import Runtime
 
 _runtime: Runtime | None = None
@@ -42,6 +43,11 @@ def connect(app: Celery, settings: Settings) -> None:
             _runtime.start()
         except SomaError as error:
             raise SystemExit(f"somatize worker cannot start: {error}") from error
+        revoking.install(revoke)
+
+    def revoke(task_id: str, reason: str) -> None:
+        if _runtime is not None:
+            _runtime.revoke_soon(task_id, reason)
 
     def ready(sender: Any, **_: Any) -> None:
         if _runtime is not None and sender.app is app:

@@ -71,8 +71,7 @@ class Publisher:
 
     def flush(self) -> bool:
         """Send what is queued; False when this run's epoch is over. Never raises for a server that is away."""
-        news = self._events or self._journal or self._output or self._sending or self._told_node != self.node
-        if not news or time.monotonic() < self._not_before:
+        if not self._has_news() or time.monotonic() < self._not_before:
             return True
         if self._sending is None:
             with self._lock:
@@ -95,6 +94,17 @@ class Publisher:
             return True
         self._sending, self._told_node = None, batch.node
         return current
+
+    def _has_news(self) -> bool:
+        queued = self._events or self._journal or self._output or self._sending
+        return bool(queued) or self._told_node != self.node
+
+    def settle(self) -> None:
+        """Send all that is queued, through an outage if need be; nothing more once the epoch is over."""
+        while self._has_news():
+            time.sleep(max(0.0, self._not_before - time.monotonic()))
+            if not self.flush():
+                return
 
     def take(self) -> tuple[list[str], list[str]]:
         """What is still queued (events, printed lines), for the finishing script to write along with the result.

@@ -27,5 +27,5 @@ class WakeRequest(Request):
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         # This runs on the event loop's thread, which must not wait for the server.
-        lifecycle.runtime().cancel_soon(self.id, f"revoked ({reason})")
+        lifecycle.runtime().revoke_soon(self.id, f"revoked ({reason})")
         super()._announce_revoked(reason, terminated, signum, expired)

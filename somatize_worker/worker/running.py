@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from somatize_worker.ledger import Claim
+
+_EARLY_REMEMBERED: Final = 1000
 
 
 class Interruption(enum.Enum):
@@ -35,17 +39,19 @@ class Running:
         self._lock = threading.Lock()
         self._why: Interruption | None = None
         self._stop: Callable[[], None] | None = None
+        self.reason = ""
+        """What whoever interrupted it said, as far as that is known here."""
 
     @property
     def interruption(self) -> Interruption | None:
         """Why it was stopped, if it was."""
         return self._why
 
-    def interrupt(self, why: Interruption) -> None:
-        """Stop the work; the first reason stands."""
+    def interrupt(self, why: Interruption, reason: str = "") -> None:
+        """Stop the work; the first interruption stands."""
         with self._lock:
             if self._why is None:
-                self._why = why
+                self._why, self.reason = why, reason
             stop = self._stop
         if stop is not None:
             stop()
@@ -66,10 +72,15 @@ class Running:
 
 
 class Runs:
-    """The running plans by id."""
+    """The running plans by id.
+
+    A cancellation may arrive between a claim and the moment when its run is known here: it is remembered. (A plan that
+    was ever cancelled never runs again, so one that is remembered for nothing does no harm.)
+    """
 
     def __init__(self) -> None:
         self._runs: dict[str, Running] = {}
+        self._early: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -91,8 +102,11 @@ class Runs:
         plan_id = running.claim.plan_id
         with self._lock:
             earlier, self._runs[plan_id] = self._runs.get(plan_id), running
+            reason = self._early.pop(plan_id, None)
         if earlier is not None:
             earlier.interrupt(Interruption.LOST)
+        if reason is not None:
+            running.interrupt(Interruption.CANCEL, reason)
         try:
             yield running
         finally:
@@ -100,12 +114,16 @@ class Runs:
                 if self._runs.get(plan_id) is running:
                     del self._runs[plan_id]
 
-    def interrupt(self, plan_id: str, why: Interruption, *, epoch: int | None = None) -> None:
+    def interrupt(self, plan_id: str, why: Interruption, reason: str = "", *, epoch: int | None = None) -> None:
         """Interrupt one plan, if it runs here (and, with ``epoch``, if it is still that run of it)."""
         with self._lock:
             run = self._runs.get(plan_id)
+            if run is None and why is Interruption.CANCEL:
+                self._early[plan_id] = reason
+                if len(self._early) > _EARLY_REMEMBERED:
+                    self._early.popitem(last=False)
         if run is not None and (epoch is None or run.claim.epoch == epoch):
-            run.interrupt(why)
+            run.interrupt(why, reason)
 
     def interrupt_all(self, why: Interruption) -> None:
         """Interrupt every plan."""

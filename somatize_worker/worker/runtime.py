@@ -11,15 +11,16 @@ import os
 import signal
 import threading
 import time
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from celery import Celery
 
+from somatize_worker.errors import PlanNotFound
 from somatize_worker.hosts import Environments, HostPool
 from somatize_worker.jobs import JobRunner
-from somatize_worker.ledger import Ledger, Wake, connect
+from somatize_worker.ledger import Claim, Ledger, Wake, connect, patiently
 from somatize_worker.messaging import send_wakes
 from somatize_worker.settings import Settings
 from somatize_worker.stores import open_store
@@ -33,6 +34,8 @@ from somatize_worker.worker.running import End, Interruption, Running, Runs
 from somatize_worker.worker.tools import Tools
 
 log = logging.getLogger("somatize.worker")
+
+_TASKS_REMEMBERED: Final = 10_000
 
 __all__ = ["End", "Runtime"]
 
@@ -65,6 +68,8 @@ class Runtime:
         self.registration = Registration(self.ledger, self.store, settings, worker_id, tags, slots, self.runs)
         self.keeper = Keeper(self)
         self._acknowledgements: dict[str, list[Callable[[], None]]] = defaultdict(list)
+        self._plan_of_task: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
         self._draining = threading.Event()
 
     # ── life of the process ──────────────────────────────────────────────────────────────────────────────────────
@@ -114,26 +119,48 @@ class Runtime:
     def run(self, plan_id: str, *, on_known: Callable[[], None]) -> End | None:
         """Claim and supervise a plan; None when there is no end to tell (not ours, waiting, handed back)."""
         on_known()
-        if self._draining.is_set():
-            return None  # still queued in the ledger: another worker is woken for it
-        claim = self.ledger.claim(plan_id, self.worker_id)
+        nonce = os.urandom(8)
+        claim = patiently(lambda: self._claim(plan_id, nonce))
         if claim is None:
             return None
         with self.runs.hold(Running(claim)) as running:
             work = JobSupervision if claim.kind == "job" else PlanSupervision
             return work(self.tools, running).run()
 
+    def _claim(self, plan_id: str, nonce: bytes) -> Claim | None:
+        if self._draining.is_set():
+            return None  # still queued in the ledger: another worker is woken for it
+        return self.ledger.claim(plan_id, self.worker_id, nonce=nonce)
+
     def cancel(self, plan_id: str, reason: str) -> str:
         """Cancel anywhere; whoever runs it kills it. Returns the state it was in."""
         cancelled = self.ledger.cancel(plan_id, reason)
         for _, held in cancelled.holders:
-            self.runs.interrupt(held, Interruption.CANCEL)
+            self.runs.interrupt(held, Interruption.CANCEL, reason)
+        self._send(cancelled.wake)
         return str(cancelled.state_before)
 
-    def cancel_soon(self, plan_id: str, reason: str) -> None:
-        """:meth:`cancel` from a thread that must not wait."""
-        self.runs.interrupt(plan_id, Interruption.CANCEL)
-        self.keeper.defer(lambda: self.cancel(plan_id, reason))
+    def revoke_soon(self, task_id: str, reason: str) -> None:
+        """:meth:`cancel` the plan of a Celery task, from a thread that must not wait.
+
+        A task that stands for no plan known here may belong to any other Celery program: it is left to Celery.
+        """
+        plan_id = self._plan_of_task.get(task_id, task_id)
+        self.runs.interrupt(plan_id, Interruption.CANCEL, reason)
+        self.keeper.defer(lambda: self._cancel_known(plan_id, reason))
+
+    def _cancel_known(self, plan_id: str, reason: str) -> None:
+        try:
+            self.ledger.state(plan_id)
+        except PlanNotFound:
+            return
+        self.cancel(plan_id, reason)
+
+    def admitted(self, task_id: str, plan_id: str) -> None:
+        """A message from another Celery program brought this plan: revoking its task is to cancel the plan."""
+        self._plan_of_task[task_id] = plan_id
+        if len(self._plan_of_task) > _TASKS_REMEMBERED:
+            self._plan_of_task.popitem(last=False)
 
     def status(self) -> dict[str, Any]:
         """What this worker is doing, for the protocol's ``StatusRequest``."""
@@ -148,19 +175,23 @@ class Runtime:
 
     def expect_acknowledgement(self, task_id: str, acknowledge: Callable[[], None]) -> None:
         """Keep a message's acknowledgement until its plan is in the ledger."""
-        self._acknowledgements[task_id].append(acknowledge)
+        with self._lock:
+            self._acknowledgements[task_id].append(acknowledge)
 
     def acknowledge(self, task_id: str) -> None:
-        """The ledger knows the plan of this message: acknowledge it."""
-        waiting = self._acknowledgements.get(task_id)
-        if waiting:
-            waiting.pop(0)()
-        if not waiting:
-            self._acknowledgements.pop(task_id, None)
+        """The ledger knows the plan of this message (or has refused it): acknowledge it."""
+        acknowledge = self.forget_acknowledgement(task_id)
+        if acknowledge is not None:
+            acknowledge()
+
+    def forget_acknowledgement(self, task_id: str) -> Callable[[], None] | None:
+        """Let go of a message's acknowledgement; it is returned. Of several alike, any will do."""
+        with self._lock:
+            waiting = self._acknowledgements.get(task_id)
+            acknowledge = waiting.pop(0) if waiting else None
+            if not waiting:
+                self._acknowledgements.pop(task_id, None)
+            return acknowledge
 
     def _send(self, wakes: list[Wake]) -> None:
-        try:
-            send_wakes(self.app, wakes)
-        except OSError as error:
-            # The ledger has them queued; the sweeper wakes them again once the server is back.
-            log.warning("could not send %d wake-ups: %s", len(wakes), error)
+        send_wakes(self.app, wakes)

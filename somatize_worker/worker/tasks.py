@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Celery, Task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 
-from somatize_worker.errors import PlanCancelled, PlanFailed, SomaError
+from somatize_worker.errors import InvalidMessage, PlanCancelled, PlanFailed, SomaError
 from somatize_worker.messaging import ASSIGN_JOB, ASSIGN_PLAN
 from somatize_worker.worker import lifecycle
 from somatize_worker.worker.runtime import End, Runtime
@@ -30,15 +30,15 @@ def register(app: Celery) -> None:
     """Define the tasks on ``app``."""
 
     @app.task(name=ASSIGN_PLAN, **_OPTIONS)
-    def assign_plan(self: Task, message: Any) -> str:
+    def assign_plan(self: Task, *message: Any, **named: Any) -> str:
         runtime = lifecycle.runtime()
-        plan_id = message if _is_wake(message) else _admit(self, runtime.admission.plan, message)
+        plan_id = _wake_of(self, message) or _admit(self, runtime, runtime.admission.plan, message, named)
         return _run(self, runtime, plan_id)
 
     @app.task(name=ASSIGN_JOB, **_OPTIONS)
-    def assign_python_job(self: Task, message: Any) -> str:
+    def assign_python_job(self: Task, *message: Any, **named: Any) -> str:
         runtime = lifecycle.runtime()
-        job_id = message if _is_wake(message) else _admit(self, runtime.admission.job, message)
+        job_id = _wake_of(self, message) or _admit(self, runtime, runtime.admission.job, message, named)
         return _run(self, runtime, job_id)
 
     @app.task(name="somatize.cancel_plan", ignore_result=True)
@@ -61,17 +61,34 @@ def register(app: Celery) -> None:
         return f"stopping: {reason}"
 
 
-def _is_wake(message: Any) -> bool:
-    return isinstance(message, str) and not message.lstrip().startswith("{")
+def _wake_of(task: Task, arguments: tuple[Any, ...]) -> str | None:
+    """The plan of a wake-up: its one argument is the id under which the message itself goes."""
+    plan_id: str = task.request.id
+    return plan_id if arguments == (plan_id,) else None
 
 
-def _admit(task: Task, admit: Callable[..., str], message: Any) -> str:
+def _admit(
+    task: Task, runtime: Runtime, admit: Callable[..., str], arguments: tuple[Any, ...], named: Mapping[str, Any]
+) -> str:
     """The id under which the ledger has the message; a refusal is stored for whoever waits on ``AsyncResult``."""
+    task_id = task.request.id
     try:
-        return admit(message, queue=task.request.delivery_info["routing_key"], alias=task.request.id)
+        if len(arguments) != 1 or named:
+            raise InvalidMessage(
+                f"{task.name} takes one argument, the protocol message; this had {_counted(arguments, named)}"
+            )
+        plan_id = admit(arguments[0], queue=task.request.delivery_info["routing_key"], alias=task_id)
     except SomaError as refusal:
-        task.backend.mark_as_failure(task.request.id, refusal)
+        task.backend.mark_as_failure(task_id, refusal)
+        runtime.acknowledge(task_id)
         raise
+    runtime.admitted(task_id, plan_id)
+    return plan_id
+
+
+def _counted(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> str:
+    names = f" and the named {', '.join(named)}" if named else ""
+    return f"{len(arguments)} positional{names}"
 
 
 def _run(task: Task, runtime: Runtime, plan_id: str) -> str:

@@ -154,6 +154,7 @@ class Branches:
             self._run.journal.adopt(content["journal"])
             task.children = content["children"]
             return
+        self._run.exchange.written.update(content["written"])
         output, outputs = unpack_live(content["output"]), unpack_live(content["outputs"])
         discard(content["output"])
         discard(content["outputs"])

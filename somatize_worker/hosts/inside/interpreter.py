@@ -281,12 +281,14 @@ class Interpreter:
         return self._group(node_ids, value, path, lambda given: self._run_composite(node_ids, given))
 
     def _run_composite(self, node_ids: Sequence[str], value: Any) -> dict[str, Any]:
+        together = self.nodes.run_together(node_ids, value)
+        if together is not None:
+            return together
         outputs: dict[str, Any] = {}
-        run = self.nodes.forward if self.nodes.fit_together(node_ids, value) else self.nodes.run
         for node_id in node_ids:
             if self._scope is not None and outputs:
                 value = self._scope.input_of(node_id, value)
-            value = outputs[node_id] = run(node_id, value)
+            value = outputs[node_id] = self.nodes.run(node_id, value)
             if self._scope is not None:
                 self._scope.outputs[node_id] = value
         return outputs

@@ -1,24 +1,25 @@
 """Start of a Python job: ``python <this file> <control folder>``, with the Python of the job's own environment.
 
-Only the standard library is imported here, since nothing else need be in that environment. The control folder holds
-``job.json``, which says what to run, and gets ``result.json``: the entry function's value, or how it failed. The
-traceback of a failure shows the user's frames alone, with paths as the user wrote them.
+Only the standard library is imported here, since nothing else need be in that environment, and as little of it as can
+be before user code runs: ``json`` and ``inspect`` cost as much as the interpreter's own start. The control folder holds
+a description of what to run (as ``marshal`` writes it: both sides are the same Python) and gets ``result.json``: the
+entry function's value, or how it failed. The traceback of a failure shows the user's frames alone, with paths as the
+user wrote them.
 """
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import sys
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing itself would cost every job some milliseconds
-    import inspect
+if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
 RESULT = "result.json"
-DESCRIPTION = "job.json"
+DESCRIPTION = "job.marshal"
 INPUT = "input.json"
 PARAMS = "params.json"
 
@@ -29,8 +30,8 @@ class Refused(Exception):
 
 def main(control: str) -> None:
     """Run the job; ends the process unless all went well."""
-    with open(os.path.join(control, DESCRIPTION), encoding="utf-8") as file:
-        job = json.load(file)
+    with open(os.path.join(control, DESCRIPTION), "rb") as description:
+        job = marshal.load(description)
     _settle(job)
     try:
         value = None
@@ -94,19 +95,17 @@ def _as_main(path: str) -> ModuleType:
 
 
 def _function(job: dict[str, Any], control: str) -> Any:
-    import inspect
-
     sys.argv = [job["module"]]
     function = _find(job["module"], job["function"])
-    with open(os.path.join(control, PARAMS), encoding="utf-8") as file:
-        params = json.load(file)
     given: tuple[Any, ...] = ()
-    if os.path.exists(os.path.join(control, INPUT)):
+    if job["input"]:
+        import json
+
         with open(os.path.join(control, INPUT), encoding="utf-8") as file:
             given = (json.load(file),)
-    positional, keywords = _arguments(inspect.signature(function), job["function"], params, given)
+    positional, keywords = _arguments(_parameters(function), job["function"], job["params"], given)
     value = function(*positional, **keywords)
-    if inspect.iscoroutine(value):
+    if type(value).__name__ == "coroutine":
         import asyncio
 
         value = asyncio.run(value)
@@ -137,22 +136,43 @@ def _find(module_name: str, function_name: str) -> Any:
     return target
 
 
+def _parameters(function: Any) -> dict[str, tuple[str, bool]]:
+    """Name of each parameter to (its kind as ``inspect`` names it, whether it has no default)."""
+    special = hasattr(function, "__wrapped__") or hasattr(function, "__signature__")
+    if special or type(function) is not type(_parameters):
+        import inspect
+
+        signature = inspect.signature(function)
+        return {name: (one.kind.name, one.default is one.empty) for name, one in signature.parameters.items()}
+    code = function.__code__
+    by_position, by_keyword = code.co_argcount, code.co_kwonlyargcount
+    without_default = by_position - len(function.__defaults__ or ())
+    names = iter(code.co_varnames)
+    found = {}
+    for index in range(by_position):
+        kind = "POSITIONAL_ONLY" if index < code.co_posonlyargcount else "POSITIONAL_OR_KEYWORD"
+        found[next(names)] = (kind, index < without_default)
+    for _ in range(by_keyword):
+        name = next(names)
+        found[name] = ("KEYWORD_ONLY", name not in (function.__kwdefaults__ or {}))
+    for flag, kind in ((0x04, "VAR_POSITIONAL"), (0x08, "VAR_KEYWORD")):  # inspect.CO_VARARGS, CO_VARKEYWORDS
+        if code.co_flags & flag:
+            found[next(names)] = (kind, False)
+    return found
+
+
 def _arguments(
-    signature: inspect.Signature, name: str, params: dict[str, Any], given: tuple[Any, ...]
+    parameters: dict[str, tuple[str, bool]], name: str, params: dict[str, Any], given: tuple[Any, ...]
 ) -> tuple[list[Any], dict[str, Any]]:
     """Positional and keyword arguments: the params that it accepts, and the input (``given``: one item, or none).
 
     The input goes to the parameter ``input_data``, else to the first one without a default that no param fills.
     """
-    kinds = {key: parameter.kind.name for key, parameter in signature.parameters.items()}
+    kinds = {key: kind for key, (kind, _) in parameters.items()}
     by_name = {key for key, kind in kinds.items() if kind in ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")}
     any_name = "VAR_KEYWORD" in kinds.values()
     keywords = {key: value for key, value in params.items() if key in by_name or any_name}
-    required = [
-        key
-        for key, parameter in signature.parameters.items()
-        if parameter.default is parameter.empty and not kinds[key].startswith("VAR_")
-    ]
+    required = [key for key, (kind, needed) in parameters.items() if needed and not kind.startswith("VAR_")]
     positional: list[Any] = []
     if "input_data" in by_name:
         if given or ("input_data" in required and "input_data" not in keywords):
@@ -190,6 +210,10 @@ def _note(text: str) -> None:
 
 def _checked(value: Any, name: str) -> Any:
     """The value as JSON would give it back; NaN and infinities become null, arrays lists."""
+    if value is None:
+        return None
+    import json
+
     try:
         return json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
     except (TypeError, ValueError, RecursionError) as error:
@@ -239,9 +263,15 @@ def _about_failure(error: BaseException, root: str) -> dict[str, Any]:
 
 
 def _write(control: str, result: dict[str, Any]) -> None:
+    if result == {"ok": True, "value": None}:
+        text = '{"ok": true, "value": null}'
+    else:
+        import json
+
+        text = json.dumps(result)
     path = os.path.join(control, RESULT)
     with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(result, file)
+        file.write(text)
     os.replace(f"{path}.tmp", path)
 
 

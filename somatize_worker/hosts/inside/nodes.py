@@ -23,9 +23,9 @@ class Program:
     """What a plan runs, beside its tree.
 
     ``load_y`` gives the targets of a fit; ``edges`` are the plan's, None without; ``spread``: branches of a
-    ``Parallel`` run as plans of their own; ``cache``: outputs and states of all nodes, or of those named, go through the cache;
-    ``configuration`` gives the key of a node's code and parameters, ``stored_states`` are the states that came with
-    the plan.
+    ``Parallel`` run as plans of their own; ``cache``: outputs and states go through the cache, those of all nodes
+    whose filters do not object, or of the nodes named; ``configuration`` gives the key of a node's code and parameters,
+    ``stored_states`` are the states that came with the plan.
     """
 
     steps: Mapping[str, Step]
@@ -51,11 +51,7 @@ class Nodes:
         self._events = events
         self._memory = Memory(program.configuration, outside)
         self._stored_states = dict(program.stored_states)
-        self._cached = {
-            node_id
-            for node_id, step in program.steps.items()
-            if _is_cached(program.cache, step)
-        }
+        self._cached = {node_id for node_id, step in program.steps.items() if _is_cached(program.cache, step)}
         self._y: list[Any] = []
         self.states: dict[str, Fitted | Any] = {}
 
@@ -141,42 +137,33 @@ class Nodes:
 
     # ── several nodes at once ────────────────────────────────────────────────────────────────────────────────────
 
-    def fit_together(self, node_ids: Sequence[str], x: Any) -> bool:
-        """Fit a composite's filters as one, if they can be; whether that was done.
+    def run_together(self, node_ids: Sequence[str], x: Any) -> dict[str, Any] | None:
+        """Fit a composite's filters as one and forward through them; the output of each. None if the plan does not
+        fit, or if they cannot be fitted as one: then they run one by one.
 
         Raises:
-            NodeFailed: training failed; it is told of the last node.
+            NodeFailed: what a filter raised; a failure of the training is told of the last node.
         """
         steps = [self._steps[node_id] for node_id in node_ids]
         together = getattr(steps[-1].filter, "fit_together", None)
         if not self._fit or together is None or not all(step.trainable for step in steps):
-            return False
-        last = steps[-1]
+            return None
         self._outside.user_code_runs()
-        self._events.started(last)
+        started = [self._events.started(step) for step in steps]
+        outputs: dict[str, Any] = {}
+        step = steps[-1]
         try:
             states = together([step.filter for step in steps], x, self.y())
             for step, state in zip(steps, states, strict=True):
                 step.set_state(state)
                 self._keep_state(step, state)
-        except BaseException as error:
-            raise self._failed(last, error) from error
-        return True
-
-    def forward(self, node_id: str, x: Any) -> Any:
-        """Forward only, with the state that the node has.
-
-        Raises:
-            NodeFailed: whatever the filter raised.
-        """
-        step = self._steps[node_id]
-        started = self._events.started(step)
-        try:
-            output = step.run(x)
+            for step in steps:
+                x = outputs[step.node_id] = step.run(x)
         except BaseException as error:
             raise self._failed(step, error) from error
-        self._events.completed(node_id, started, output)
-        return output
+        for step, since in zip(steps, started, strict=True):
+            self._events.completed(step.node_id, since, outputs[step.node_id])
+        return outputs
 
     def stream(self, node_ids: Sequence[str], x: Any, size: int) -> Any:
         """Forward chunk by chunk of ``size`` rows through all nodes; a barrier sees everything at once.

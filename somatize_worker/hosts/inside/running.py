@@ -255,6 +255,7 @@ def _branch_done(run: Run) -> list[Any]:
         "output": pack_live(output, run.folder),
         "outputs": pack_live(outputs, run.folder),
         "states": run.states(),
+        "written": list(run.exchange.written),
         "events": run.events.take(),
     }
     return ["done", content]

@@ -63,7 +63,7 @@ def test_cancelling_kills_the_whole_family_within_two_seconds(workshop: Workshop
     cancelled: threading.Event | Callable[[], bool] = stop if how == "event" else stop.is_set
     outcome = workshop.start(family(token, "time.sleep(600)"), options={"cancelled": cancelled})
     wait_for_line(workshop, "family complete")
-    assert len(alive(token)) == 3
+    poll(lambda: len(alive(token)) == 3, what="the daemon is there too")
     stop.set()
     poll(lambda: not alive(token), timeout_s=2, what="the family is gone")
     ended = outcome()
@@ -148,7 +148,7 @@ def test_a_killed_worker_takes_its_jobs_with_it_and_the_next_one_clears_up(
     assert worker.stdout is not None
     assert worker.stdout.readline() == "family complete\n"
     assert len(workshop.leftovers()) == 2
-    assert len(alive(token)) == 3
+    poll(lambda: len(alive(token)) == 3, what="the daemon is there too")
     worker.send_signal(signal.SIGKILL)
     worker.communicate()
     poll(lambda: not alive(token), timeout_s=5, what="the job died with its worker")

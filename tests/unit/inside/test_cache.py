@@ -111,6 +111,14 @@ def test_a_filter_can_refuse_or_ask_for_itself():
     assert [e["node_id"] for e in world.happened() if e["event_type"] == "NodeStarted"] == ["b"]
 
 
+def test_only_the_nodes_that_are_named_are_cached():
+    memory = Memory()
+    for _ in range(2):
+        world = World(sequence("a", "b"), {"a": abs, "b": abs}, memory=memory, cache=["b"])
+        assert world.run(-1) == 1
+    assert [e["node_id"] for e in world.happened() if e["event_type"] == "NodeCacheHit"] == ["b"]
+
+
 def test_what_a_cached_node_put_out_is_not_read_again_to_name_it(monkeypatch: pytest.MonkeyPatch):
     read: list[Any] = []
     of_array = caching._of_array

@@ -146,6 +146,8 @@ def test_a_composite_is_fitted_together_where_its_filters_can_be():
     world = World({"Composite": {"node_ids": ["a", "b"]}}, {"a": Part("a"), "b": Part("b")}, fit=True, y=5)
     assert world.run([]) == ["a of 2 with 5", "b of 2 with 5"]
     assert world.states() == {"a": "a of 2 with 5", "b": "b of 2 with 5"}
+    kinds = [(event["event_type"], event["node_id"]) for event in world.happened()]
+    assert kinds == [("NodeStarted", "a"), ("NodeStarted", "b"), ("NodeCompleted", "a"), ("NodeCompleted", "b")]
 
 
 def test_a_cached_step_loads_what_lies_under_its_key():

@@ -120,7 +120,7 @@ class World:
         trainable: tuple[str, ...] = (),
         edges: list[list[str]] | None = None,
         spread: bool = False,
-        cache: bool = False,
+        cache: bool | list[str] = False,
         journal: Mapping[str, bytes] | None = None,
         memory: Memory | None = None,
         events: bool = True,

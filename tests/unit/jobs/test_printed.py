@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from somatize_worker.hosts.output import Lines, OutputLine
-from somatize_worker.jobs.printed import Reader, Step, Transcript, parse_object, step_of, thinned
+from somatize_worker.jobs.printed import Live, Reader, Step, Transcript, parse_object, step_of
 
 
 class Clock:
@@ -63,11 +63,43 @@ def test_a_transcript_never_exceeds_its_limit(lines: list[str], limit: int) -> N
     assert len(text.encode("utf-8", "surrogatepass")) <= limit + note_bytes
 
 
-def test_batches_for_display_are_thinned() -> None:
-    assert thinned(["a", "b"], 100) == ["a", "b"]
-    batch = thinned([str(number) for number in range(10_000)], 1_000)
-    assert (batch[0], batch[-1]) == ("0", "9999")
-    assert sum(map(len, batch)) < 1_100
+def test_live_output_comes_at_once_while_it_is_little() -> None:
+    shown: list[list[str]] = []
+    live = Live(shown.append, Clock())
+    live.add([])
+    live.add(["a", "b"])
+    live.add(["c"])
+    assert shown == [["a", "b"], ["c"]]
+    live.end()
+    assert len(shown) == 2
+
+
+def test_live_output_is_bounded_by_time_and_the_last_line_arrives() -> None:
+    shown: list[str] = []
+    clock = Clock()
+    live = Live(shown.extend, clock)
+    for number in range(20_000):  # 20 seconds of 10 MB/s
+        clock.now += 0.001
+        live.add([f"{number} ".ljust(999, "x")] * 10)
+    live.add(["the end"])
+    live.end()
+    assert shown[0].startswith("0 ")
+    assert shown[-1] == "the end"
+    assert sum(len(line) + 1 for line in shown) < 23 << 20
+    assert any("left out" in line for line in shown)
+
+
+def test_live_output_that_was_held_back_is_shown_when_there_is_room_again() -> None:
+    shown: list[str] = []
+    clock = Clock()
+    live = Live(shown.extend, clock)
+    live.add(["x" * 100] * 10_000)
+    live.add(["y" * 100] * 1_000)
+    live.add(["later"])
+    assert shown[-1] != "later"
+    clock.now += 1
+    live.add([])
+    assert shown[-1] == "later"
 
 
 # ── progress and metrics ─────────────────────────────────────────────────────────────────────────────────────────

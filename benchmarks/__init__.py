@@ -1,0 +1,1 @@
+"""Side by side with a bare Celery task, Dask and Ray: ``python -m benchmarks``."""

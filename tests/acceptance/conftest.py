@@ -1,0 +1,28 @@
+"""Fixtures of the acceptance tests: whole clusters of real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from somatize_worker.settings import Settings
+from tests.support.cluster import Cluster, short
+
+MakeCluster = Callable[..., Cluster]
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
+    """Starts clusters with short leases and an append-only file, and closes them after the test."""
+    with ExitStack() as stack:
+
+        def make(
+            workers: Mapping[str, int] | None = None, *, slots: int = 2, settings: Settings | None = None
+        ) -> Cluster:
+            cluster = Cluster(workers, slots=slots, settings=settings or short(), folder=tmp_path / "cluster")
+            return stack.enter_context(cluster)
+
+        yield make
