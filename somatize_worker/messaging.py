@@ -29,6 +29,9 @@ _VISIBILITY_TIMEOUT_S: Final = 30
 _LOOK_FOR_UNACKNOWLEDGED_EVERY_S: Final = 5
 _NO_ANSWER_S: Final = 10.0
 
+# How long a worker's loop waits for a message before it looks around: told to stop, it notices within this time.
+_LOOK_AROUND_EVERY_S: Final = 0.25
+
 
 def make_app(settings: Settings) -> Celery:
     """A Celery application for clients and workers of one cluster."""
@@ -54,6 +57,7 @@ def make_app(settings: Settings) -> Celery:
         broker_channel_error_retry=True,
         broker_pool_limit=32,  # Flower asks all workers at once, two connections for each question: with few it hangs
         broker_transport_options={
+            "polling_interval": _LOOK_AROUND_EVERY_S,
             "visibility_timeout": _VISIBILITY_TIMEOUT_S,
             "unacked_restore_interval": _LOOK_FOR_UNACKNOWLEDGED_EVERY_S,
             "unacked_restore_throttle": 1,

@@ -1,29 +1,65 @@
-"""``python -m somatize_worker.orphan PARENT_PID COMMAND…``: run a command that ends when the parent does.
+"""What becomes of a process's children and folders when it is gone, in whatever way: run as a program beside it.
 
-The kernel's parent-death signal follows the thread that started a process, which in a client may be a short-lived
-one; so a small watcher thread cannot be avoided by the caller alone. Here the signal is asked for in the child, and
-the command is exec'd in its place, so no process stays in between.
+``python orphan.py [--kill] PARENT_PID COMMAND…`` becomes a command that ends when its parent does: with SIGTERM, or
+with SIGKILL if ``--kill`` is given. ``python orphan.py --remove FOLDER…`` waits until its standard input ends, that is
+until the process that holds the other end is gone, and removes the folders.
+
+The kernel sends the parent-death signal when the *thread* that started a process ends (prctl(2), PR_SET_PDEATHSIG), so
+whoever runs the first needs a thread that lives as long as the command: see :mod:`somatize_worker.owned`. The signal
+is asked for in the child, and the command is exec'd in its place, so that no process stays in between.
+
+The standard library only, and little of it: this runs as ``python -I -S``, in a hundredth of a second.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
+import time
 
 _PR_SET_PDEATHSIG = 1
+_QUIET_S = 0.5  # so long nothing may write into a folder before it counts as removed
+_REMOVE_WITHIN_S = 15.0
+_PAUSE_S = 0.05
 
 
-def main() -> None:
+def run(arguments: list[str]) -> None:
     """Ask for the signal, make sure that the parent still lives, become the command."""
-    parent, *command = sys.argv[1:]
+    kill = arguments[0] == "--kill"
+    parent, *command = arguments[1:] if kill else arguments
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        import ctypes
+
+        number = signal.SIGKILL if kill else signal.SIGTERM
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != int(parent):
         raise SystemExit("the process that asked for this command is gone")
     os.execvp(command[0], command)
 
 
+def remove(folders: list[str]) -> None:
+    """Wait for the end of standard input, then remove the folders.
+
+    Processes that use them may be about to end, and write until they do: it is tried until the folders stay away.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these end the owner; we come after it
+        signal.signal(number, signal.SIG_IGN)
+    while os.read(0, 4096):
+        continue
+    import shutil
+
+    deadline, seen = time.monotonic() + _REMOVE_WITHIN_S, time.monotonic()
+    while (now := time.monotonic()) < deadline and now - seen < _QUIET_S:
+        for folder in folders:
+            if os.path.lexists(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                seen = now
+        time.sleep(_PAUSE_S)
+
+
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "--remove":
+        remove(sys.argv[2:])
+    else:
+        run(sys.argv[1:])

@@ -8,18 +8,19 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from celery import Celery
+
 from somatize_worker import protocol
 from somatize_worker.coordinator.handles import PlanHandle
 from somatize_worker.coordinator.jobs import JobHandle
 from somatize_worker.coordinator.mapping import Mapper
-from somatize_worker.coordinator.registry import Registry, WorkerInfo
-from somatize_worker.coordinator.replies import Replies, Reply
-from somatize_worker.ledger import Ledger, Record, Submission, connect
-from somatize_worker.messaging import make_app, send_wakes
+from somatize_worker.coordinator.registry import WorkerInfo
+from somatize_worker.coordinator.session import Session
+from somatize_worker.ledger import Ledger, Record, Submission
 from somatize_worker.packing import pack
-from somatize_worker.pipeline import CompiledPipeline, StepSource, Target, compile_once
+from somatize_worker.pipeline import CompiledPipeline, Target, compile_once
+from somatize_worker.ports import DataStore
 from somatize_worker.settings import Settings
-from somatize_worker.stores import open_store
 from somatize_worker.submission import Policy, job_submission, message_submission, offload_spec
 from somatize_worker.values import to_plain
 
@@ -39,12 +40,22 @@ class Coordinator:
     def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:
         settings = settings or Settings.from_env()
         self.settings = replace(settings, redis_url=url) if url else settings
-        client = connect(self.settings.redis_url)
-        self.ledger = Ledger(client, self.settings)
-        self.store = open_store(self.settings, client)
-        self.app = make_app(self.settings)
-        self.replies = Replies(self.ledger)
-        self._registry = Registry(self.ledger)
+        self.session = Session(self.settings)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The plans' records."""
+        return self.session.ledger
+
+    @property
+    def store(self) -> DataStore:
+        """Where large values lie."""
+        return self.session.store
+
+    @property
+    def app(self) -> Celery:
+        """The Celery application, for ``control``, ``inspect`` and ``AsyncResult``."""
+        return self.session.app
 
     def __enter__(self) -> Self:
         return self
@@ -54,9 +65,7 @@ class Coordinator:
 
     def close(self) -> None:
         """Let go of the connections. Plans go on; :meth:`plan` finds them again from anywhere."""
-        self.replies.close()
-        self.app.close()
-        self.ledger.client.close()
+        self.session.close()
 
     # ── pipelines ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,9 +124,12 @@ class Coordinator:
             as_completed: yield ``(index, output)`` as they come instead.
         """
         compiled = self.compile(pipeline)
-        return Mapper(self, compiled, on=on, batch_size=batch_size, options=options).run(
-            items, ordered=not as_completed
-        )
+
+        def send(batch: list[Any], then: Callable[[str], None]) -> PlanHandle:
+            return self.submit(compiled, "forward", batch, on=on, then=then, each=True, **options)
+
+        slots = self.session.registry.slots(queue_of(on))
+        return Mapper(send, slots=slots, batch_size=batch_size).run(items, ordered=not as_completed)
 
     def submit(
         self,
@@ -172,8 +184,9 @@ class Coordinator:
             requirements=compiled.requirements,
             **policy.fields(self.settings),
         )
-        self._registry.require([queue_of(on), *compiled.targets], wait=wait)
-        return self._hand_out(submission, compiled, then)
+        self.session.registry.require([queue_of(on), *compiled.targets], wait=wait)
+        reply = self.session.hand_in(submission, then)
+        return PlanHandle(self.session, submission.plan_id, root=submission.plan_id, source=compiled, reply=reply)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -189,9 +202,9 @@ class Coordinator:
         """
         policy.setdefault("timeout_s", self.settings.job_timeout_s)
         submission = job_submission(job, queue=queue_of(target), settings=self.settings, policy=Policy(**policy))
-        self._registry.require([submission.queue], wait=wait)
-        reply = self._record_and_wake(submission)
-        return JobHandle(self, submission.plan_id, root=submission.plan_id, reply=reply)
+        self.session.registry.require([submission.queue], wait=wait)
+        reply = self.session.hand_in(submission)
+        return JobHandle(self.session, submission.plan_id, root=submission.plan_id, reply=reply)
 
     def job(self, job_id: str) -> JobHandle:
         """A handle on any job of the cluster, whoever submitted it.
@@ -200,7 +213,7 @@ class Coordinator:
             PlanNotFound: there is no such job (any more).
         """
         self.ledger.state(job_id)
-        return JobHandle(self, job_id, root=job_id, reply=None)
+        return JobHandle(self.session, job_id, root=job_id, reply=None)
 
     # ── the protocol ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -218,25 +231,9 @@ class Coordinator:
             plan, queue=queue_of(target), store=self.store, settings=self.settings, policy=Policy(**policy)
         )
         remote = [Target.of(part).name for part in protocol.remote_targets(plan.plan)]
-        self._registry.require([submission.queue, *remote], wait=wait)
-        return self._hand_out(submission, None)
-
-    def _hand_out(
-        self, submission: Submission, source: StepSource | None, then: Callable[[str], None] | None = None
-    ) -> PlanHandle:
-        """Write a submission to the ledger and wake a worker for it; ``then`` is called when the plan has ended."""
-        reply = self._record_and_wake(submission, then)
-        return PlanHandle(self, submission.plan_id, root=submission.plan_id, source=source, reply=reply)
-
-    def _record_and_wake(self, submission: Submission, then: Callable[[str], None] | None = None) -> Reply | None:
-        """Where the end will be put; None if the plan was known already, and its record is to be read first."""
-        reply = self.replies.expect(submission.plan_id, then)
-        submitted = self.ledger.submit(replace(submission, reply=self.replies.channel))
-        if not submitted.created:
-            self.replies.forget(submission.plan_id, reply)
-            return None
-        send_wakes(self.app, [submission.wake()])
-        return reply
+        self.session.registry.require([submission.queue, *remote], wait=wait)
+        reply = self.session.hand_in(submission)
+        return PlanHandle(self.session, submission.plan_id, root=submission.plan_id, source=None, reply=reply)
 
     def plan(self, plan_id: str) -> PlanHandle:
         """A handle on any plan of the cluster, whoever submitted it.
@@ -245,7 +242,7 @@ class Coordinator:
             PlanNotFound: there is no such plan (any more).
         """
         record = self.ledger.record(plan_id)
-        return PlanHandle(self, plan_id, root=record.root or plan_id, source=None, reply=None)
+        return PlanHandle(self.session, plan_id, root=record.root or plan_id, source=None, reply=None)
 
     def plans(self, limit: int = 50, states: Sequence[str] | None = None) -> list[Record]:
         """Records of the newest plans."""
@@ -253,12 +250,11 @@ class Coordinator:
 
     def cancel_plan(self, plan_id: str, reason: str = "cancelled by the client") -> None:
         """Cancel a plan or job: queued, running, waiting for children, or not yet seen by any worker."""
-        cancelled = self.ledger.cancel(plan_id, reason)
-        send_wakes(self.app, cancelled.wake)
+        self.session.cancel(plan_id, reason)
 
     def workers(self) -> list[WorkerInfo]:
         """The live workers."""
-        return self._registry.workers()
+        return self.session.registry.workers()
 
 
 def queue_of(target: Place) -> str:

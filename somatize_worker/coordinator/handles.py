@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis.exceptions import RedisError
 
 from somatize_worker import protocol
 from somatize_worker.coordinator.printed import PrintedLines
 from somatize_worker.coordinator.replies import Reply
+from somatize_worker.coordinator.session import Session
 from somatize_worker.coordinator.subscription import LogStream
 from somatize_worker.errors import PlanCancelled, PlanFailed, ResultTimeout
 from somatize_worker.ledger import TERMINAL, Record, events_channel
@@ -21,9 +22,6 @@ from somatize_worker.packing import unpack
 from somatize_worker.pipeline import FittedPipeline, StepSource
 from somatize_worker.stores import resolve
 from somatize_worker.values import load_state
-
-if TYPE_CHECKING:
-    from somatize_worker.coordinator.coordinator import Coordinator
 
 _LOOK_EVERY_S = 1.0
 log = logging.getLogger("somatize.coordinator")
@@ -64,9 +62,9 @@ class RunResult:
 class Handle:
     """A submitted plan or job. Everything here may be called any number of times, from any thread."""
 
-    def __init__(self, coordinator: Coordinator, plan_id: str, *, root: str, reply: Reply | None) -> None:
+    def __init__(self, session: Session, plan_id: str, *, root: str, reply: Reply | None) -> None:
         self.plan_id = plan_id
-        self._coordinator = coordinator
+        self._session = session
         self._root = root
         self._reply = reply
 
@@ -76,7 +74,7 @@ class Handle:
     @property
     def record(self) -> Record:
         """The ledger's record: state, attempts and where each ran, why it ended."""
-        return self._coordinator.ledger.record(self.plan_id)
+        return self._session.ledger.record(self.plan_id)
 
     @property
     def state(self) -> str:
@@ -89,16 +87,16 @@ class Handle:
 
     def cancel(self, reason: str = "cancelled by the client") -> None:
         """Cancel it, wherever it is: its processes, its children and their hosts are killed."""
-        self._coordinator.cancel_plan(self.plan_id, reason)
+        self._session.cancel(self.plan_id, reason)
 
     def output_lines(self, *, follow: bool = False) -> Iterator[str]:
         """What it has printed so far (as far as it is kept); with ``follow``, live until it ends."""
-        return iter(PrintedLines(self._coordinator.ledger, self.plan_id, follow=follow))
+        return iter(PrintedLines(self._session.ledger, self.plan_id, follow=follow))
 
     # ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _wait(self, timeout: float | None) -> dict[str, Any]:
-        replies = self._coordinator.replies
+        replies = self._session.replies
         deadline = None if timeout is None else time.monotonic() + timeout
         reply, first = self._reply, self._reply is None
         if reply is None:
@@ -121,7 +119,7 @@ class Handle:
     def _watch(self) -> dict[str, Any] | None:
         """The end, if the record has it; else have it told on the reply channel."""
         try:
-            record = self._coordinator.ledger.watch(self.plan_id, self._coordinator.replies.channel)
+            record = self._session.ledger.watch(self.plan_id, self._session.replies.channel)
         except (RedisError, OSError) as error:
             log.warning("waiting for plan %s, the server does not answer: %s", self.plan_id, error)
             return None
@@ -134,9 +132,9 @@ class PlanHandle(Handle):
     """A submitted plan."""
 
     def __init__(
-        self, coordinator: Coordinator, plan_id: str, *, root: str, source: StepSource | None, reply: Reply | None
+        self, session: Session, plan_id: str, *, root: str, source: StepSource | None, reply: Reply | None
     ) -> None:
-        super().__init__(coordinator, plan_id, root=root, reply=reply)
+        super().__init__(session, plan_id, root=root, reply=reply)
         self._source = source
         self._result: RunResult | None = None
 
@@ -157,7 +155,7 @@ class PlanHandle(Handle):
             if progress:
                 from somatize_worker.coordinator.progress import show
 
-                show(self, timeout)
+                show(self.record.summary or self.plan_id, self.messages(timeout=timeout))
             self._result = self._read(self._wait(timeout))
         return self._result
 
@@ -168,7 +166,7 @@ class PlanHandle(Handle):
     def messages(self, after: int = 0, timeout: float | None = None) -> Iterator[protocol.EventMessage]:
         """Like :meth:`events`, each in its message, which names the worker that ran it; for ``timeout`` seconds."""
         channel = events_channel(self._root)
-        ledger = self._coordinator.ledger
+        ledger = self._session.ledger
         for _, text in LogStream(ledger, self.plan_id, root=self._root, channel=channel, after=after, timeout=timeout):
             message = protocol.from_json(protocol.WorkerToCoordinator, text)
             assert isinstance(message, protocol.EventMessage)
@@ -185,7 +183,7 @@ class PlanHandle(Handle):
         if message["state"] == "failed":
             details = {key: value for key, value in said.items() if key != "error"}
             raise PlanFailed(said["error"], plan_id=self.plan_id, **details)
-        store = self._coordinator.store
+        store = self._session.store
         return RunResult(
             plan_id=self.plan_id,
             output=resolve(store, said["output"]),

@@ -26,7 +26,7 @@ class JobHandle(Handle):
     def progress(self, after: int = 0, timeout: float | None = None) -> Iterator[protocol.JobProgress]:
         """The protocol's ``JobProgress`` messages from the first, live; ends with the job."""
         stream = LogStream(
-            self._coordinator.ledger,
+            self._session.ledger,
             self.plan_id,
             root=self._root,
             channel=job_channel(self.plan_id),
@@ -68,7 +68,7 @@ class JobHandle(Handle):
             UnsafePath: a path that would leave the folder.
         """
         files = self.outputs()
-        store = self._coordinator.store
+        store = self._session.store
         fetched = []
         for name in names if names is not None else sorted(files):
             target = (folder / name).resolve()

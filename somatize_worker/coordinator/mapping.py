@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import itertools
 import queue
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from somatize_worker.coordinator.handles import PlanHandle, RunResult
-from somatize_worker.pipeline import Target
-
-if TYPE_CHECKING:
-    from somatize_worker.coordinator.coordinator import Coordinator
 
 _FIRST_BATCH = 32
 _LARGEST_BATCH = 10_000
@@ -35,18 +31,23 @@ class _Batch:
     handle: PlanHandle
 
 
-class Mapper:
-    """One call of ``map``."""
+Send = Callable[[list[Any], Callable[[str], None]], PlanHandle]
 
-    def __init__(
-        self, coordinator: Coordinator, pipeline: Any, *, on: Any, batch_size: int | None, options: Mapping[str, Any]
-    ) -> None:
-        self._coordinator = coordinator
-        self._pipeline = pipeline
-        self._on = on
+
+class Mapper:
+    """One call of ``map``.
+
+    Args:
+        send: submits a plan for a list of items, and has the plan's id told when it has ended.
+        slots: how many plans the workers run at once.
+        batch_size: items for each plan; None: what takes about a tenth of a second.
+    """
+
+    def __init__(self, send: Send, *, slots: int, batch_size: int | None) -> None:
+        self._send_plan = send
+        self._width = max(2, _PLANS_PER_SLOT * slots)
         self._fixed = batch_size
         self._size = batch_size or _FIRST_BATCH
-        self._options = dict(options)
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._out: dict[str, _Batch] = {}
         self._ready: dict[int, tuple[_Batch, RunResult]] = {}
@@ -55,10 +56,9 @@ class Mapper:
         """Outputs in order, or (index, output) as they come. Closing the iterator cancels what is still out."""
         source = iter(items)
         sent = due = 0
-        width = self._width()
         try:
             while True:
-                while len(self._out) + len(self._ready) < width and (
+                while len(self._out) + len(self._ready) < self._width and (
                     part := list(itertools.islice(source, self._size))
                 ):
                     self._send(sent, part)
@@ -75,15 +75,8 @@ class Mapper:
             for batch in self._out.values():
                 batch.handle.cancel("its map was given up")
 
-    def _width(self) -> int:
-        queue_name = Target.of(self._on).name
-        slots = sum(worker.slots for worker in self._coordinator.workers() if queue_name in worker.queues)
-        return max(2, _PLANS_PER_SLOT * slots)
-
     def _send(self, first: int, batch: list[Any]) -> None:
-        handle = self._coordinator.submit(
-            self._pipeline, "forward", batch, on=self._on, then=self._ended.put, each=True, **self._options
-        )
+        handle = self._send_plan(batch, self._ended.put)
         self._out[handle.plan_id] = _Batch(first, len(batch), handle)
 
     def _collect(self) -> None:

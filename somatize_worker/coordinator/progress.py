@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,9 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from somatize_worker import protocol
-
-if TYPE_CHECKING:
-    from somatize_worker.coordinator.handles import PlanHandle
 
 _MARKS = {"done": Text("✓", "green"), "failed": Text("✗", "red"), "cached": Text("≡", "cyan")}
 
@@ -94,10 +91,10 @@ class PlanView:
         return Group(*parts)
 
 
-def show(handle: PlanHandle, timeout: float | None = None, console: Console | None = None) -> PlanView:
-    """Show a plan until it ends, or until ``timeout`` seconds have passed. Returns the last picture."""
-    view = PlanView(handle.record.summary or handle.plan_id)
+def show(title: str, messages: Iterable[protocol.EventMessage], console: Console | None = None) -> PlanView:
+    """Show a plan for as long as messages come. Returns the last picture."""
+    view = PlanView(title)
     with Live(view, console=console or Console(stderr=True), refresh_per_second=12):
-        for message in handle.messages(timeout=timeout):
+        for message in messages:
             view.take(message)
     return view

@@ -58,6 +58,10 @@ class Registry:
         ]
         return sorted(found, key=lambda worker: worker.worker_id)
 
+    def slots(self, queue: str) -> int:
+        """How many plans the live workers of a queue run at once."""
+        return sum(worker["slots"] for worker in self._ledger.workers() if queue in worker["queues"])
+
     def require(self, targets: Iterable[str], *, wait: bool = False, timeout: float | None = None) -> None:
         """Make sure that live workers serve all targets (tags or worker ids).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,15 @@ def failed_by(error: SomaError, **details: Any) -> Outcome:
 def qualified(error: BaseException) -> str:
     """The full name of an error's class."""
     return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def failed_by_worker(error: Exception, **details: Any) -> Outcome:
+    """A failure on this side, not in the plan: an error of the store's, say, or a defect."""
+    if isinstance(error, SomaError):
+        return failed_by(error, **details)
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    text = f"the worker could not run the plan to its end: {type(error).__name__}: {error}; its log has more"
+    return failed(text, error_type=kind, traceback="".join(traceback.format_exception(error)), **details)
 
 
 def cancelled(ledger: Ledger, running: Running) -> Outcome:

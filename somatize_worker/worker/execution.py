@@ -14,7 +14,15 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from somatize_worker import protocol
-from somatize_worker.errors import HostDied, MissingData, ServerUnreachable, SomaError, StoreError
+from somatize_worker.errors import (
+    EnvironmentFailed,
+    HostDied,
+    HostNotReady,
+    MissingData,
+    ServerUnreachable,
+    StoreError,
+    Unrepresentable,
+)
 from somatize_worker.hosts import WAKE, Host
 from somatize_worker.ledger import Fail, Outcome, after_death, after_failure, failed_event, patiently
 from somatize_worker.packing import Reference, unpack
@@ -50,6 +58,15 @@ class PlanSupervision:
 
     def run(self) -> End | None:
         """Run to the end, or to the point where this worker has no more part in it (None)."""
+        try:
+            return self._run()
+        except (RedisError, ServerUnreachable):
+            raise  # nobody can be told anything: the lease runs out, and another worker takes over
+        except Exception as error:  # a store that fails, a defect: whoever waits must hear of it now
+            log.exception("plan %s could not be run to its end", self._claim.plan_id)
+            return self._finish(ending.failed_by_worker(error, **self._about()))
+
+    def _run(self) -> End | None:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return self._finish(self._out_of_time())
         try:

@@ -7,16 +7,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
 from somatize_worker.ledger import Sweeper, control_channel, renew_every_s
 from somatize_worker.packing import unpack
-from somatize_worker.worker.running import Interruption
-
-if TYPE_CHECKING:
-    from somatize_worker.worker.runtime import Runtime
+from somatize_worker.worker.registration import Registration
+from somatize_worker.worker.running import Interruption, Runs
+from somatize_worker.worker.tools import Tools
 
 log = logging.getLogger("somatize.worker")
 
@@ -33,16 +31,18 @@ class Keeper:
     expired lease, so that after an outage, or a suspended machine, every live worker is heard before it is given up.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._sweeper = Sweeper(runtime.ledger, runtime.settings)
+    def __init__(self, tools: Tools, runs: Runs, registration: Registration) -> None:
+        self._tools = tools
+        self._runs = runs
+        self._registration = registration
+        self._sweeper = Sweeper(tools.ledger, tools.settings)
         self._stop = threading.Event()
         self._deferred: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        every_s = renew_every_s(runtime.settings.lease_s)
+        every_s = renew_every_s(tools.settings.lease_s)
         self._threads = [
             self._repeating("soma-keeper", every_s * 3 / 4, self._renew),
             self._repeating("soma-sweeper", every_s, self._look_around),
-            self._repeating("soma-store-sweeper", _STORE_SWEEP_EVERY_S, runtime.store.sweep),
+            self._repeating("soma-store-sweeper", _STORE_SWEEP_EVERY_S, tools.store.sweep),
             threading.Thread(target=self._listen, name="soma-listener", daemon=True),
             threading.Thread(target=self._do_deferred, name="soma-deferred", daemon=True),
         ]
@@ -86,10 +86,10 @@ class Keeper:
     # ── leases, heartbeats, sweeping ─────────────────────────────────────────────────────────────────────────────
 
     def _renew(self) -> None:
-        runs = self._runtime.runs
+        runs = self._runs
         holds = runs.holds()
         epochs = dict(holds)
-        for plan_id, state in self._runtime.ledger.renew(self._runtime.worker_id, holds).items():
+        for plan_id, state in self._tools.ledger.renew(self._tools.worker_id, holds).items():
             if state == "lost":
                 runs.interrupt(plan_id, Interruption.LOST, epoch=epochs[plan_id])
             elif state == "cancel":
@@ -97,19 +97,19 @@ class Keeper:
 
     def _look_around(self) -> None:
         try:
-            self._runtime.registration.heartbeat()
+            self._registration.heartbeat()
         except (RedisError, OSError):
             self._sweeper.forget()  # leases that expired while nobody could renew them are not dead workers
             raise
-        self._runtime.tools.send(self._sweeper.tick(time.monotonic()))
+        self._tools.send(self._sweeper.tick(time.monotonic()))
 
     # ── cancellations ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _listen(self) -> None:
-        channel = control_channel(self._runtime.worker_id)
+        channel = control_channel(self._tools.worker_id)
         while not self._stop.is_set():
             try:
-                with self._runtime.ledger.listen(channel) as pubsub:
+                with self._tools.ledger.listen(channel) as pubsub:
                     while not self._stop.is_set():
                         message = pubsub.get_message(timeout=_LISTEN_S)
                         if message is not None:
@@ -123,7 +123,7 @@ class Keeper:
 
     def _take(self, order: dict[str, str]) -> None:
         if "cancel" in order:
-            self._runtime.runs.interrupt(order["cancel"], Interruption.CANCEL)
+            self._runs.interrupt(order["cancel"], Interruption.CANCEL)
 
     def _do_deferred(self) -> None:
         while not self._stop.is_set():

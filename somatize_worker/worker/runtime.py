@@ -66,7 +66,7 @@ class Runtime:
         )
         self.admission = Admission(self.ledger, self.store, settings, worker_id)
         self.registration = Registration(self.ledger, self.store, settings, worker_id, tags, slots, self.runs)
-        self.keeper = Keeper(self)
+        self.keeper = Keeper(self.tools, self.runs, self.registration)
         self._acknowledgements: dict[str, list[Callable[[], None]]] = defaultdict(list)
         self._plan_of_task: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
