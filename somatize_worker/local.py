@@ -3,152 +3,200 @@
 from __future__ import annotations
 
 import os
-import shutil
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import uuid
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Final, Self
 
-from somatize_worker.coordinator import Coordinator
-from somatize_worker.errors import HostNotReady
+from somatize_worker import orphan
+from somatize_worker.errors import HostNotReady, InvalidSettings, SomaError
+from somatize_worker.owned import OwnedProcess
 from somatize_worker.server import EmbeddedServer
-from somatize_worker.settings import Settings, variable
+from somatize_worker.settings import Settings, table, variable
 
-_READY_WITHIN_S = 60.0
-_LOG_LINES = 200
+if TYPE_CHECKING:  # at run time it is imported while the workers start: both take a good part of a second
+    from somatize_worker.coordinator import Coordinator
+
+_READY_WITHIN_S: Final = 60.0
+_LOOK_EVERY_S: Final = 0.02
+_STOP_WITHIN_S: Final = 5.0  # beyond the time that running plans get
+_LINES_SHOWN: Final = 15
+_CANCELLED_AT_MOST: Final = 1000
 
 
 class WorkerProcess:
-    """One ``celery -A somatize_worker worker``, started here; ends with this process at the latest."""
+    """One Celery worker, started here. It ends with this process at the latest, however that one ends."""
 
-    def __init__(self, worker_id: str, tags: str, environ: Mapping[str, str], slots: int) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        tags: str,
+        slots: int,
+        environ: Mapping[str, str],
+        on_log: Callable[[str, str], None] | None = None,
+    ) -> None:
         self.worker_id = worker_id
         self.tags = tags
         self.slots = slots
         self.ready = False
-        command = [sys.executable, "-m", "somatize_worker.orphan", str(os.getpid()), sys.executable, "-m", "celery"]
-        command += ["-A", "somatize_worker", "worker", "-Q", tags, "-n", f"{worker_id}@%h", "-c", str(slots)]
-        command += ["--loglevel", "INFO", "--without-mingle", "--without-gossip"]
-        self.process = subprocess.Popen(
-            command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        self._owned = OwnedProcess(
+            # -P: a file of the user's that is called, say, celery.py or queue.py must not be taken for the library
+            [sys.executable, "-P", "-m", "somatize_worker.worker", "-Q", tags, "-n", f"{worker_id}@%h", "-c", str(slots)],
+            environ=environ,
+            kill=True,
+            on_line=None if on_log is None else lambda line: on_log(worker_id, line),
         )
-        self._lines: deque[str] = deque(maxlen=_LOG_LINES)
-        threading.Thread(target=self._read, name=f"log-{worker_id}", daemon=True).start()
+        self.process = self._owned.process
+
+    def __repr__(self) -> str:
+        return f"WorkerProcess({self.worker_id!r}, tags={self.tags!r}, pid={self.pid})"
 
     @property
     def pid(self) -> int:
         """Process id."""
-        return self.process.pid
+        return self._owned.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self.process.poll() is None
 
     @property
     def log(self) -> str:
         """The last lines that the worker logged."""
-        return "".join(self._lines)
+        return self._owned.tail()
+
+    def terminate(self) -> None:
+        """SIGTERM: take nothing new, let plans finish within the grace period, hand back the rest, exit."""
+        self.process.terminate()
 
     def stop(self, timeout: float) -> None:
-        """SIGTERM, and SIGKILL when it has not ended in time."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        """SIGTERM, and SIGKILL when it has not ended in ``timeout`` seconds."""
+        self._owned.end(timeout)
 
     def kill(self) -> None:
         """SIGKILL."""
-        self.process.kill()
-        self.process.wait()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as output:
-            for line in output:
-                self._lines.append(line.decode(errors="replace"))
+        self._owned.end(0, signal.SIGKILL)
 
 
 class LocalCluster:
     """An embedded server and workers, for a laptop, a notebook or a test.
 
+    >>> with LocalCluster({"cpu": 1, "gpu": 1}) as cluster:
+    ...     cluster.coordinator().forward(lambda x: x * 2, 21).result().output
+    42
+
+    Without ``folder`` the cluster lives in shared memory and leaves nothing behind: plans that are unfinished when it
+    is closed are cancelled. With ``folder`` they are handed back, and go on when a cluster is started there again.
+    ``SOMA_*`` variables count, except those that say where a cluster is: this one has its own server and store.
+
     Args:
         workers: how many workers for each tag, ``{"cpu": 2, "gpu": 1}``; ``"cpu,gpu"`` makes workers with both tags.
-        slots: plans that each worker runs at once; default: its cores.
-        settings: other settings (``lease_s=…``); the server's URL and the store are chosen here.
-        folder: keep the server's and the store's data here, so that a cluster started again knows its plans;
-            default: in shared memory, removed at the end.
+        slots: plans that each worker runs at once; default: this machine's cores.
+        settings: settings instead of those from the environment; a store named there is used.
+        folder: keep the server's and the store's data here.
         port: where the server listens, on 127.0.0.1; 0 finds a free one.
+        on_log: called with a worker's id and a line that it logged, from a thread of its own.
 
-    Raises:
+    Raises (on start):
         HostNotReady: a worker that did not start in time, with what it logged.
+        SomaError: the embedded server is not installed.
+        ServerUnreachable: the server did not start; the port may be in use.
     """
 
     def __init__(
         self,
-        workers: Mapping[str, int] | None = None,
+        workers: Mapping[str, int] | Sequence[str] | None = None,
         *,
         slots: int | None = None,
         settings: Settings | None = None,
-        folder: Path | None = None,
+        folder: Path | str | None = None,
         port: int = 0,
+        on_log: Callable[[str, str], None] | None = None,
     ) -> None:
-        self._port = port
-        self._wanted = dict(workers or {"cpu": 1})
+        self._wanted = _wanted({"cpu": 1} if workers is None else workers)
         self._slots = slots or os.cpu_count() or 1
-        self._given = settings or Settings.from_env()
-        self._folder = folder
-        self._temporary: Path | None = None
+        self._given = settings or Settings.from_env(store="", job_folder="")
+        self._folder = None if folder is None else Path(folder).absolute()
+        self._port = port
+        self._on_log = on_log
+        self._temporary: _Temporary | None = None
         self._coordinators: list[Coordinator] = []
-        self._name = uuid.uuid4().hex[:6]
-        self._count = 0
+        self._counts: Counter[str] = Counter()
+        self._depth = 0
+        self._lock = threading.RLock()
         self.workers: list[WorkerProcess] = []
         self.server: EmbeddedServer | None = None
         self.settings = self._given
 
+    def __repr__(self) -> str:
+        tags = ", ".join(worker.worker_id for worker in self.workers)
+        return f"LocalCluster({f'running: {tags}' if self.server else 'not running'})"
+
     def __enter__(self) -> Self:
         self.start()
+        self._depth += 1
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        self._depth -= 1
+        if self._depth == 0:
+            self.close()
+
+    # ── start ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Start the server and the workers, and wait until all are ready."""
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
+        """Start the server and the workers, and wait until all are ready. Nothing happens if it runs already."""
+        with self._lock:
+            if self.server is not None:
+                return
+            try:
+                self._start()
+            except BaseException:
+                self.close()
+                raise
 
     def _start(self) -> None:
         if self._folder is None:
-            shared = Path("/dev/shm")
-            base = shared if shared.is_dir() and os.access(shared, os.W_OK) else None
-            self._temporary = Path(tempfile.mkdtemp(prefix="soma-cluster-", dir=base))
-        folder = self._folder or self._temporary
-        assert folder is not None
+            self._temporary = _Temporary()
         self.server = EmbeddedServer(port=self._port, folder=self._folder / "server" if self._folder else None)
         self.server.start()
-        store = self._given.store or f"file://{folder / 'store'}"
-        self.settings = replace(self._given, redis_url=self.server.url, store=store)
+        self.settings = self._cluster_settings(self.server.url)
         for tags, number in self._wanted.items():
             for _ in range(number):
                 self.add_worker(tags, wait=False)
         self._wait_for_workers()
 
+    def _cluster_settings(self, url: str) -> Settings:
+        given = replace(self._given, redis_url=url, worker_id="")
+        if self._temporary is None:
+            return replace(given, store=given.store or f"file://{self._folder}/store")
+        return replace(
+            given,
+            store=given.store or f"file://{self._temporary.memory}/store",
+            job_folder=given.job_folder or f"{self._temporary.disk}/jobs",
+        )
+
     def add_worker(self, tags: str = "cpu", *, slots: int | None = None, wait: bool = True) -> WorkerProcess:
-        """Start one more worker."""
-        self._count += 1
-        worker_id = f"{tags.partition(',')[0]}-{self._name}-{self._count}"
-        environ = {**os.environ, **self.environ(), variable("worker_id"): worker_id}
-        worker = WorkerProcess(worker_id, tags, environ, slots or self._slots)
+        """Start one more worker; with ``wait``, return when it is ready.
+
+        Raises:
+            HostNotReady: it did not start in time, with what it logged.
+        """
+        tag = tags.partition(",")[0]
+        self._counts[tag] += 1
+        worker_id = f"{tag}-{self._counts[tag]}"
+        worker = WorkerProcess(worker_id, tags, slots or self._slots, self._worker_environ(worker_id), self._on_log)
         self.workers.append(worker)
         if wait:
             self._wait_for_workers()
@@ -160,46 +208,137 @@ class LocalCluster:
 
     def coordinator(self) -> Coordinator:
         """A coordinator of this cluster; closed with it."""
+        from somatize_worker.coordinator import Coordinator
+
         coordinator = Coordinator(settings=self.settings)
         self._coordinators.append(coordinator)
         return coordinator
 
+    def _worker_environ(self, worker_id: str) -> dict[str, str]:
+        """This process's environment with this cluster's settings in place of whatever it says about another one."""
+        ours = {name for name, _, _ in table()}
+        environ = {
+            name: value for name, value in os.environ.items() if name not in ours and not name.startswith("CELERY_")
+        }
+        root = str(Path(orphan.__file__).parents[1])
+        if os.path.realpath(sys.path[0] or os.getcwd()) == os.path.realpath(root):
+            # This package is found only because the script lies, or runs, in its checkout: say so to the workers.
+            environ["PYTHONPATH"] = os.pathsep.join(filter(None, [environ.get("PYTHONPATH"), root]))
+        return {**environ, **self.environ(), variable("worker_id"): worker_id}
+
     def _wait_for_workers(self) -> None:
+        from somatize_worker.coordinator import Coordinator
+
         deadline = time.monotonic() + _READY_WITHIN_S
         with Coordinator(settings=self.settings) as coordinator:
             while missing := self._missing(coordinator):
                 for worker in missing:
-                    if worker.process.poll() is not None:
-                        raise HostNotReady(
-                            f"worker {worker.worker_id} ended with code {worker.process.returncode} while starting:\n"
-                            f"{worker.log}"
-                        )
+                    if not worker.running:
+                        raise _not_ready(worker, f"ended with {_status(worker.process)} while it started")
                 if time.monotonic() > deadline:
-                    names = ", ".join(worker.worker_id for worker in missing)
-                    raise HostNotReady(f"not ready after {_READY_WITHIN_S:g} s: {names}\n{missing[0].log}")
-                time.sleep(0.02)
+                    raise _not_ready(missing[0], f"was not ready after {_READY_WITHIN_S:g} s")
+                time.sleep(_LOOK_EVERY_S)
 
     def _missing(self, coordinator: Coordinator) -> list[WorkerProcess]:
-        alive = {worker.worker_id for worker in coordinator.workers()}
-        for worker in self.workers:
-            worker.ready = worker.ready or worker.worker_id in alive
-        return [worker for worker in self.workers if not worker.ready]
+        waiting = [worker for worker in self.workers if not worker.ready]
+        if waiting:
+            # By process, too: where the data was kept, the entry of an earlier worker of that name may still be there.
+            alive = {(entry["worker_id"], entry["pid"]) for entry in coordinator.ledger.workers()}
+            for worker in waiting:
+                worker.ready = (worker.worker_id, worker.pid) in alive
+        return [worker for worker in waiting if not worker.ready]
+
+    # ── stop ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def close(self) -> None:
-        """Stop everything and remove what was temporary. Running plans are handed back."""
-        for coordinator in self._coordinators:
-            coordinator.close()
-        self._coordinators.clear()
-        for worker in self.workers:
-            if worker.process.poll() is None:
-                worker.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + self.settings.grace_s + 5
-        for worker in self.workers:
-            worker.stop(max(0.1, deadline - time.monotonic()))
-        self.workers.clear()
-        if self.server is not None:
-            self.server.stop()
-            self.server = None
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary = None
+        """Stop everything and remove what was temporary. May be called at any time, any number of times.
+
+        Without a folder, unfinished plans are cancelled. With one, running plans have the grace period
+        (``SOMA_GRACE_S``) to finish, then they are handed back to the ledger; an interruption (Ctrl-C) hurries that.
+        """
+        with self._lock:
+            try:
+                self._stop_workers()
+            finally:
+                for worker in self.workers:
+                    worker.kill()
+                self.workers.clear()
+                self._counts.clear()
+                if self.server is not None:
+                    self.server.stop()
+                    self.server = None
+                if self._temporary is not None:
+                    self._temporary.remove()
+                    self._temporary = None
+
+    def _stop_workers(self) -> None:
+        running = [worker for worker in self.workers if worker.running]
+        for worker in running:
+            worker.terminate()
+        patience_s = _STOP_WITHIN_S
+        if self._temporary is None:
+            patience_s += self.settings.grace_s
+        elif running:
+            self._cancel_plans()
+        while self._coordinators:
+            self._coordinators.pop().close()
+        deadline = time.monotonic() + patience_s
+        for worker in running:
+            worker.stop(max(0.0, deadline - time.monotonic()))
+
+    def _cancel_plans(self) -> None:
+        """Nobody will ever finish them: tell whoever waits, and let the workers go."""
+        if self.server is None or self.server.pid is None:
+            return
+        from somatize_worker.ledger import UNFINISHED, Ledger, connect
+
+        with suppress(SomaError):  # a server that does not answer any more: there is nobody to tell
+            with connect(self.server.url, connect_timeout_s=1.0, command_timeout_s=1.0) as client:
+                ledger = Ledger(client, self.settings)
+                for record in ledger.records(limit=_CANCELLED_AT_MOST, states=list(UNFINISHED)):
+                    ledger.cancel(record.plan_id, "the local cluster was closed")
+
+
+class _Temporary:
+    """Folders for one cluster, removed by a process that sees to it whatever happens to this one."""
+
+    def __init__(self) -> None:
+        name = f"soma-cluster-{os.getpid()}-{secrets.token_hex(4)}"
+        shared = Path("/dev/shm")
+        self.disk = Path(tempfile.gettempdir()) / name
+        self.memory = shared / name if shared.is_dir() and os.access(shared, os.W_OK) else self.disk
+        folders = {self.disk, self.memory}
+        self._remover = subprocess.Popen(
+            [sys.executable, "-I", "-S", orphan.__file__, "--remove", *map(str, folders)],
+            stdin=subprocess.PIPE,
+            cwd="/",
+            start_new_session=True,
+        )
+        for folder in folders:  # only now, so that there is no moment at which they would be left behind
+            folder.mkdir(mode=0o700)
+
+    def remove(self) -> None:
+        assert self._remover.stdin is not None
+        self._remover.stdin.close()
+        self._remover.wait()
+
+
+def _wanted(workers: Mapping[str, int] | Sequence[str]) -> dict[str, int]:
+    wanted = dict(workers) if isinstance(workers, Mapping) else Counter(workers)
+    for tags, number in wanted.items():
+        if not isinstance(tags, str) or not all(tag.strip() for tag in tags.split(",")):
+            raise InvalidSettings(f"{tags!r} names no tags: write LocalCluster({{'cpu': 2, 'gpu': 1}})")
+        if not isinstance(number, int) or number < 0:
+            raise InvalidSettings(f"{number!r} is no number of workers for {tags!r}: write {{{tags!r}: 1}}")
+    return wanted
+
+
+def _not_ready(worker: WorkerProcess, what: str) -> HostNotReady:
+    lines = worker.log.splitlines()[-_LINES_SHOWN:]
+    said = "\n".join(f"  {line}" for line in lines) or "  (nothing)"
+    return HostNotReady(f"worker {worker.worker_id} {what}. It logged:\n{said}", worker_id=worker.worker_id)
+
+
+def _status(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"code {code}"

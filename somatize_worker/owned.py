@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import suppress
 from somatize_worker import orphan
 
 _LINES_KEPT = 200
+_READ_WITHIN_S = 1.0  # its output ends with it, unless it left a child behind that holds it
 
 
 class OwnedProcess:
@@ -69,15 +71,15 @@ class OwnedProcess:
         """The last lines that it printed."""
         return "\n".join(self._lines.copy())
 
-    def end(self, timeout_s: float) -> None:
-        """SIGTERM, then SIGKILL; returns when the process is gone."""
-        self.process.terminate()
+    def end(self, timeout_s: float, number: int = signal.SIGTERM) -> None:
+        """A signal, and SIGKILL after ``timeout_s``; returns when the process is gone and what it printed is read."""
+        self.process.send_signal(number)
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self._keeper.join(timeout_s)  # by then it has read what was printed last
+        self._keeper.join(_READ_WITHIN_S)
 
     def _keep(self) -> None:
         try:

@@ -19,6 +19,7 @@ from somatize_worker.errors import (
     HostDied,
     HostNotReady,
     MissingData,
+    PlanCancelled,
     ServerUnreachable,
     StoreError,
     Unrepresentable,
@@ -27,7 +28,7 @@ from somatize_worker.hosts import WAKE, Host
 from somatize_worker.ledger import Fail, Outcome, after_death, after_failure, failed_event, patiently
 from somatize_worker.packing import Reference, unpack
 from somatize_worker.stores import resolve
-from somatize_worker.worker import ending
+from somatize_worker.worker import ending, lending
 from somatize_worker.worker.adoption import Adoption
 from somatize_worker.worker.children import child_plans
 from somatize_worker.worker.publisher import Publisher
@@ -69,9 +70,13 @@ class PlanSupervision:
     def _run(self) -> End | None:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return self._finish(self._out_of_time())
+        with self._tools.gpus.lend() as gpus:
+            return self._run(gpus)
+
+    def _run(self, gpus: list[int] | None) -> End | None:
         try:
-            host = self._acquire()
-        except (EnvironmentFailed, HostNotReady) as error:
+            host = self._acquire(gpus)
+        except (EnvironmentFailed, HostNotReady, PlanCancelled) as error:
             if self._running.interruption is not None:
                 return self._interrupted(self._running.interruption)
             return self._finish(ending.failed_by(error, **self._about()))
@@ -90,11 +95,11 @@ class PlanSupervision:
 
     # ── the conversation with the host ───────────────────────────────────────────────────────────────────────────
 
-    def _acquire(self) -> Host:
+    def _acquire(self, gpus: list[int] | None) -> Host:
         with self._tools.environments.python_for(
             self._claim.requirements, base=True, cancelled=lambda: self._running.interruption is not None
         ) as environment:
-            return self._tools.hosts.acquire(self._claim.code, environment.python)
+            return self._tools.hosts.acquire(self._claim.code, environment.python, lending.environment(gpus))
 
     def _converse(self, host: Host) -> tuple[str, dict[str, Any]]:
         """Send the plan, relay until the host has the last word; raises when host or time ends first."""

@@ -15,10 +15,11 @@ log = logging.getLogger("somatize.worker")
 
 
 class Gpus:
-    """The visible GPUs, in NVML's order. ``nvml`` is the ``pynvml`` module."""
+    """The visible GPUs. ``nvml`` is the ``pynvml`` module, ``indices`` are their numbers in NVML's order."""
 
-    def __init__(self, handles: list[Any], nvml: Any = pynvml) -> None:
+    def __init__(self, handles: list[Any], nvml: Any = pynvml, indices: list[int] | None = None) -> None:
         self._handles = handles
+        self.indices = list(range(len(handles))) if indices is None else indices
         self._nvml = nvml
 
     @classmethod
@@ -33,7 +34,8 @@ class Gpus:
         except nvml.NVMLError as error:
             log.warning("NVIDIA's driver is installed but does not answer (%s): no GPU is announced", error)
             return cls([], nvml)
-        return cls([handles[index] for index in _chosen(visible, names)], nvml)
+        chosen = _chosen(visible, names)
+        return cls([handles[index] for index in chosen], nvml, chosen)
 
     def describe(self) -> list[dict[str, Any]]:
         """The protocol's ``GpuInfo`` of each."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from somatize_worker import protocol
-from somatize_worker.errors import EnvironmentFailed, InvalidJob
+from somatize_worker.errors import EnvironmentFailed, InvalidJob, PlanCancelled
 from somatize_worker.jobs import JobOutcome
 from somatize_worker.ledger import Fail, after_death, patiently
 from somatize_worker.packing import unpack
@@ -36,7 +36,7 @@ class JobSupervision:
         flusher = threading.Thread(target=self._flush, name=f"soma-job-{claim.plan_id[:8]}", daemon=True)
         flusher.start()
         try:
-            with self._running.stopping_with(self._stop.set):
+            with self._running.stopping_with(self._stop.set), self._tools.gpus.lend() as gpus:
                 outcome = self._tools.jobs.run(
                     unpack(claim.spec),
                     attempt=claim.attempts + 1,
@@ -44,8 +44,9 @@ class JobSupervision:
                     on_output=self._output,
                     cancelled=self._stop,
                     deadline_s=claim.remaining_ms / 1000 if claim.timeout_ms else None,
+                    gpus=gpus,
                 )
-        except (EnvironmentFailed, InvalidJob) as error:
+        except (EnvironmentFailed, InvalidJob, PlanCancelled) as error:
             if self._running.interruption is not None:
                 return self._interrupted(self._running.interruption)
             return self._finish(ending.failed_by(error, **self._about()), error.message)
@@ -69,10 +70,18 @@ class JobSupervision:
         if outcome.success:
             text = f"job done in {outcome.duration_ms} ms on {self._tools.worker_id}"
             return self._finish(ending.succeeded(result), text)
-        if outcome.certificate and not isinstance(decision := after_death(self._claim), Fail):
+        out_of_time = outcome.error_type == "builtins.TimeoutError"
+        if outcome.certificate and not out_of_time and not isinstance(decision := after_death(self._claim), Fail):
             return self._hand_back(outcome.error, count_attempt=True, delay_ms=decision.delay_ms)
         result.pop("output")
-        failed = ending.failed(outcome.error, certificate=outcome.certificate, printed=outcome.output, **result)
+        failed = ending.failed(
+            outcome.error,
+            error_type=outcome.error_type,
+            traceback=outcome.traceback,
+            certificate=outcome.certificate,
+            printed=outcome.output,
+            **result,
+        )
         return self._finish(failed, outcome.error)
 
     def _interrupted(self, why: Interruption) -> End | None:

@@ -42,7 +42,7 @@ class Keeper:
         self._threads = [
             self._repeating("soma-keeper", every_s * 3 / 4, self._renew),
             self._repeating("soma-sweeper", every_s, self._look_around),
-            self._repeating("soma-store-sweeper", _STORE_SWEEP_EVERY_S, tools.store.sweep),
+            self._repeating("soma-store-sweeper", _STORE_SWEEP_EVERY_S, self._tidy),
             threading.Thread(target=self._listen, name="soma-listener", daemon=True),
             threading.Thread(target=self._do_deferred, name="soma-deferred", daemon=True),
         ]
@@ -102,6 +102,10 @@ class Keeper:
             self._sweeper.forget()  # leases that expired while nobody could renew them are not dead workers
             raise
         self._tools.send(self._sweeper.tick(time.monotonic()))
+
+    def _tidy(self) -> None:
+        self._tools.store.sweep()
+        self._tools.environments.keep_only(self._tools.hosts.interpreters())
 
     # ── cancellations ────────────────────────────────────────────────────────────────────────────────────────────
 

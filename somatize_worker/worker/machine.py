@@ -41,6 +41,11 @@ def _hardware() -> dict[str, Any]:
     }
 
 
+def gpu_indices() -> list[int]:
+    """Numbers, in NVML's order, of the GPUs that this worker may use."""
+    return _gpus().indices
+
+
 @cache
 def _gpus() -> Gpus:
     return Gpus.open(visible_gpus())

@@ -29,6 +29,7 @@ from somatize_worker.worker.admission import Admission
 from somatize_worker.worker.execution import PlanSupervision
 from somatize_worker.worker.job_execution import JobSupervision
 from somatize_worker.worker.keeper import Keeper
+from somatize_worker.worker.lending import GpuLender
 from somatize_worker.worker.registration import Registration
 from somatize_worker.worker.running import End, Interruption, Running, Runs
 from somatize_worker.worker.tools import Tools
@@ -62,6 +63,7 @@ class Runtime:
             settings=settings,
             worker_id=worker_id,
             cores=machine.capabilities(tags)["cpu_cores"],
+            gpus=GpuLender(machine.gpu_indices(), slots),
             send=self._send,
         )
         self.admission = Admission(self.ledger, self.store, settings, worker_id)

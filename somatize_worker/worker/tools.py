@@ -10,6 +10,7 @@ from somatize_worker.jobs import JobRunner
 from somatize_worker.ledger import Ledger, Wake
 from somatize_worker.ports import DataStore
 from somatize_worker.settings import Settings
+from somatize_worker.worker.lending import GpuLender
 
 
 @dataclass(frozen=True)
@@ -24,4 +25,5 @@ class Tools:
     settings: Settings
     worker_id: str
     cores: int
+    gpus: GpuLender
     send: Callable[[list[Wake]], None]
