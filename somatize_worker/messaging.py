@@ -44,6 +44,7 @@ def make_app(settings: Settings) -> Celery:
         task_create_missing_queues=True,
         result_expires=settings.result_ttl_s,
         worker_pool="threads",
+        worker_consumer="somatize_worker.worker.consumer:PatientConsumer",
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_send_task_events=True,

@@ -2,7 +2,7 @@
 
 ``python orphan.py [--kill] PARENT_PID COMMAND…`` becomes a command that ends when its parent does: with SIGTERM, or
 with SIGKILL if ``--kill`` is given. ``python orphan.py --remove FOLDER…`` waits until its standard input ends, that is
-until the process that holds the other end is gone, and removes the folders.
+until the process that holds the other end is gone, and removes the folders. (A byte there says that nobody uses them.)
 
 The kernel sends the parent-death signal when the *thread* that started a process ends (prctl(2), PR_SET_PDEATHSIG), so
 whoever runs the first needs a thread that lives as long as the command: see :mod:`somatize_worker.owned`. The signal
@@ -45,16 +45,20 @@ def remove(folders: list[str]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these end the owner; we come after it
         signal.signal(number, signal.SIG_IGN)
+    quiet_s = _QUIET_S
     while os.read(0, 4096):
-        continue
+        quiet_s = 0.0
     import shutil
 
-    deadline, seen = time.monotonic() + _REMOVE_WITHIN_S, time.monotonic()
-    while (now := time.monotonic()) < deadline and now - seen < _QUIET_S:
+    deadline = time.monotonic() + _REMOVE_WITHIN_S
+    seen = time.monotonic()
+    while True:
         for folder in folders:
             if os.path.lexists(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-                seen = now
+                seen = time.monotonic()
+        if not any(map(os.path.lexists, folders)) and time.monotonic() - seen >= quiet_s or time.monotonic() > deadline:
+            return
         time.sleep(_PAUSE_S)
 
 

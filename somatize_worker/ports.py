@@ -57,8 +57,8 @@ class DataStore(Protocol):
         ...
 
     def adopt(self, path: Path, *, key: bytes | None = None) -> Reference:
-        """Take over a file written by ``stores.formats`` in :meth:`workspace`; it is no longer the caller's (a store may
-        keep it where it is)."""
+        """Take over a file written by ``stores.formats`` in :meth:`workspace`: it is no longer the caller's. A store
+        may keep it where it is."""
         ...
 
     def workspace(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ from somatize_worker.stores import resolve
 from somatize_worker.values import load_state
 
 _LOOK_EVERY_S = 1.0
-log = logging.getLogger("somatize.coordinator")
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,9 @@ class Handle:
         try:
             record = self._session.ledger.watch(self.plan_id, self._session.replies.channel)
         except (RedisError, OSError) as error:
-            log.warning("waiting for plan %s, the server does not answer: %s", self.plan_id, error)
+            self._coordinator.replies.outage(error)
             return None
+        self._coordinator.replies.outage(None)
         if record is None:
             return None
         return {"plan_id": self.plan_id, "state": record.state, "result": record.result}

@@ -13,6 +13,7 @@ from somatize_worker.ledger import Ledger
 
 _LOOK_AGAIN_S = 0.1
 _TRUST_S = 1.0
+_BACK_WITHIN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,20 @@ class Registry:
     def require(self, targets: Iterable[str], *, wait: bool = False, timeout: float | None = None) -> None:
         """Make sure that live workers serve all targets (tags or worker ids).
 
+        After an outage of the server, a second goes by until all workers are known again: what was served before is
+        given that time.
+
         Raises:
             NoWorker: one is not served, and ``wait`` is false or ``timeout`` seconds have passed.
         """
         missing = self._missing(targets)
+        if not wait and missing and self._served.keys() >= set(missing):
+            timeout = _BACK_WITHIN_S
+        elif not wait:
+            timeout = 0.0
         deadline = None if timeout is None else time.monotonic() + timeout
         while missing:
-            if not wait or (deadline is not None and time.monotonic() > deadline):
+            if deadline is not None and time.monotonic() >= deadline:
                 raise self._no_worker(missing)
             time.sleep(_LOOK_AGAIN_S)
             missing = self._missing(targets)

@@ -53,6 +53,7 @@ class Replies:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
+        self._away = False
 
     def expect(self, plan_id: str, then: Callable[[str], None] | None = None) -> Reply:
         """A place for a plan's end; subscribed before this returns, so that nothing is missed."""
@@ -71,6 +72,13 @@ class Replies:
                 replies.remove(reply)
             if not replies:
                 self._waiting.pop(plan_id, None)
+
+    def outage(self, error: Exception | None) -> None:
+        """The server did not answer somebody who waits (None: it did): said once for each outage."""
+        with self._lock:
+            before, self._away = self._away, error is not None
+        if error is not None and not before:
+            log.warning("the server does not answer; waiting goes on: %s", error)
 
     def close(self) -> None:
         """Stop listening."""

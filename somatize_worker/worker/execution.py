@@ -71,9 +71,9 @@ class PlanSupervision:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return self._finish(self._out_of_time())
         with self._tools.gpus.lend() as gpus:
-            return self._run(gpus)
+            return self._run_on(gpus)
 
-    def _run(self, gpus: list[int] | None) -> End | None:
+    def _run_on(self, gpus: list[int] | None) -> End | None:
         try:
             host = self._acquire(gpus)
         except (EnvironmentFailed, HostNotReady, PlanCancelled) as error:

@@ -21,6 +21,7 @@ log = logging.getLogger("somatize.worker")
 _STORE_SWEEP_EVERY_S = 300.0
 _LISTEN_S = 0.25
 _PAUSE_S = 0.5
+_SOONER = 8  # a worker that is back after an outage is to be known as alive at once
 
 
 class Keeper:
@@ -67,7 +68,7 @@ class Keeper:
     def _repeating(self, name: str, every_s: float, call: Callable[[], object]) -> threading.Thread:
         def run() -> None:
             reachable = True
-            while not self._stop.wait(every_s):
+            while not self._stop.wait(every_s if reachable else every_s / _SOONER):
                 try:
                     call()
                 except (RedisError, OSError) as error:

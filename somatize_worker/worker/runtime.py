@@ -29,7 +29,7 @@ from somatize_worker.worker.admission import Admission
 from somatize_worker.worker.execution import PlanSupervision
 from somatize_worker.worker.job_execution import JobSupervision
 from somatize_worker.worker.keeper import Keeper
-from somatize_worker.worker.lending import GpuLender
+from somatize_worker.worker.lending import GpuLender, environment
 from somatize_worker.worker.registration import Registration
 from somatize_worker.worker.running import End, Interruption, Running, Runs
 from somatize_worker.worker.tools import Tools
@@ -84,7 +84,8 @@ class Runtime:
             StoreMismatch: the store's folder is not the one that the cluster uses.
         """
         self.registration.check_store()
-        self.hosts.prepare()
+        with self.tools.gpus.lend() as gpus:
+            self.hosts.prepare(environ=environment(gpus))
         self.keeper.start()
 
     def announce(self) -> None:

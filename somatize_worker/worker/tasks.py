@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery, Task
 from celery.exceptions import Ignore
 
-from somatize_worker.errors import InvalidMessage, PlanCancelled, PlanFailed, SomaError
+from somatize_worker.errors import InvalidMessage, PlanCancelled, PlanFailed, ServerUnreachable, SomaError
 from somatize_worker.messaging import ASSIGN_JOB, ASSIGN_PLAN
 from somatize_worker.worker import lifecycle
 from somatize_worker.worker.runtime import End, Runtime
@@ -78,6 +78,9 @@ def _admit(
                 f"{task.name} takes one argument, the protocol message; this had {_counted(arguments, named)}"
             )
         plan_id = admit(arguments[0], queue=task.request.delivery_info["routing_key"], alias=task_id)
+    except ServerUnreachable:  # the message is still the only copy: it goes back to its queue
+        runtime.forget_acknowledgement(task_id)
+        raise Reject(requeue=True) from None
     except SomaError as refusal:
         task.backend.mark_as_failure(task_id, refusal)
         runtime.acknowledge(task_id)
