@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +50,18 @@ class WorkerProcess:
         self.ready = False
         self._owned = OwnedProcess(
             # -P: a file of the user's that is called, say, celery.py or queue.py must not be taken for the library
-            [sys.executable, "-P", "-m", "somatize_worker.worker", "-Q", tags, "-n", f"{worker_id}@%h", "-c", str(slots)],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "somatize_worker.worker",
+                "-Q",
+                tags,
+                "-n",
+                f"{worker_id}@%h",
+                "-c",
+                str(slots),
+            ],
             environ=environ,
             kill=True,
             on_line=None if on_log is None else lambda line: on_log(worker_id, line),
@@ -70,6 +80,14 @@ class WorkerProcess:
     def running(self) -> bool:
         """Whether the process lives."""
         return self.process.poll() is None
+
+    @property
+    def ending(self) -> str:
+        """How it ended: ``code 1``, ``signal 9 (Killed)``; empty while it runs."""
+        code = self.process.poll()
+        if code is None:
+            return ""
+        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"code {code}"
 
     @property
     def log(self) -> str:
@@ -234,7 +252,7 @@ class LocalCluster:
             while missing := self._missing(coordinator):
                 for worker in missing:
                     if not worker.running:
-                        raise _not_ready(worker, f"ended with {_status(worker.process)} while it started")
+                        raise _not_ready(worker, f"ended with {worker.ending} while it started")
                 if time.monotonic() > deadline:
                     raise _not_ready(missing[0], f"was not ready after {_READY_WITHIN_S:g} s")
                 time.sleep(_LOOK_EVERY_S)
@@ -292,11 +310,13 @@ class LocalCluster:
             return
         from somatize_worker.ledger import UNFINISHED, Ledger, connect
 
-        with suppress(SomaError):  # a server that does not answer any more: there is nobody to tell
+        try:
             with connect(self.server.url, connect_timeout_s=1.0, command_timeout_s=1.0) as client:
                 ledger = Ledger(client, self.settings)
                 for record in ledger.records(limit=_CANCELLED_AT_MOST, states=list(UNFINISHED)):
                     ledger.cancel(record.plan_id, "the local cluster was closed")
+        except SomaError:  # the server does not answer any more: there is nobody left to tell
+            return
 
 
 class _Temporary:
@@ -336,7 +356,3 @@ def _not_ready(worker: WorkerProcess, what: str) -> HostNotReady:
     said = "\n".join(f"  {line}" for line in lines) or "  (nothing)"
     return HostNotReady(f"worker {worker.worker_id} {what}. It logged:\n{said}", worker_id=worker.worker_id)
 
-
-def _status(process: subprocess.Popen[bytes]) -> str:
-    code = process.returncode
-    return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"code {code}"

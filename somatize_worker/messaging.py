@@ -43,7 +43,6 @@ def make_app(settings: Settings) -> Celery:
         task_default_queue="cpu",
         task_create_missing_queues=True,
         result_expires=settings.result_ttl_s,
-        worker_pool="threads",
         worker_consumer="somatize_worker.worker.consumer:PatientConsumer",
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,

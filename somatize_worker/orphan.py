@@ -51,13 +51,13 @@ def remove(folders: list[str]) -> None:
     import shutil
 
     deadline = time.monotonic() + _REMOVE_WITHIN_S
-    seen = time.monotonic()
-    while True:
-        for folder in folders:
-            if os.path.lexists(folder):
+    quiet_since = time.monotonic()
+    while time.monotonic() < deadline:
+        if there := [folder for folder in folders if os.path.lexists(folder)]:
+            for folder in there:
                 shutil.rmtree(folder, ignore_errors=True)
-                seen = time.monotonic()
-        if not any(map(os.path.lexists, folders)) and time.monotonic() - seen >= quiet_s or time.monotonic() > deadline:
+            quiet_since = time.monotonic()
+        if time.monotonic() - quiet_since >= quiet_s and not any(map(os.path.lexists, folders)):
             return
         time.sleep(_PAUSE_S)
 

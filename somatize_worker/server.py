@@ -5,14 +5,9 @@ For laptops, notebooks, tests and the demo. On Linux the process never outlives 
 
 from __future__ import annotations
 
-import collections
-import os
 import secrets
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,11 +18,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from somatize_worker import orphan
 from somatize_worker.errors import ServerUnreachable, SomaError
+from somatize_worker.owned import OwnedProcess
 
 _PORT_ATTEMPTS: Final = 8
-_TAIL_LINES: Final = 40
+_LINES_SHOWN: Final = 15
+_END_WITHIN_S: Final = 10.0
 
 
 class EmbeddedServer:
@@ -63,7 +59,7 @@ class EmbeddedServer:
         self.folder = folder
         self.password = secrets.token_urlsafe(24) if password is None else password
         self.ready_timeout_s = ready_timeout_s
-        self._child: _Child | None = None
+        self._child: OwnedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -85,18 +81,18 @@ class EmbeddedServer:
         deadline = time.monotonic() + self.ready_timeout_s
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             port = self.port or _free_port()
-            child = _Child(binary, self._config(port))
+            child = OwnedProcess([str(binary), "-"], given=self._config(port).encode(), folder="/")
             if self._ready(child, port, deadline):
                 self._child, self.port = child, port
                 return self
             status = child.process.poll()
-            child.end()
+            child.end(_END_WITHIN_S)
             # Somebody may have taken the free port between the look and the server's start.
-            if self.port or attempt == _PORT_ATTEMPTS or time.monotonic() > deadline or not child.port_was_taken():
+            if self.port or attempt == _PORT_ATTEMPTS or time.monotonic() > deadline or not _port_was_taken(child):
                 raise self._failure(child, port, status)
         raise AssertionError("unreachable")
 
-    def stop(self, *, timeout_s: float = 10.0) -> None:
+    def stop(self, *, timeout_s: float = _END_WITHIN_S) -> None:
         """End it in order (data is flushed); after ``timeout_s`` with force. Nothing happens if it does not run."""
         child, self._child = self._child, None
         if child is not None:
@@ -130,7 +126,7 @@ class EmbeddedServer:
             lines |= {"unixsocket": _quoted(str(self.unix_socket)), "unixsocketperm": "700"}
         return "".join(f"{key} {value}\n" for key, value in lines.items())
 
-    def _ready(self, child: _Child, port: int, deadline: float) -> bool:
+    def _ready(self, child: OwnedProcess, port: int, deadline: float) -> bool:
         """Whether this very process answers before the deadline, and not another server on the same port."""
         once = Retry(NoBackoff(), 0)
         with redis.Redis(port=port, password=self.password or None, socket_timeout=1.0, retry=once) as client:
@@ -141,75 +137,22 @@ class EmbeddedServer:
                 time.sleep(0.01)
         return False
 
-    def _failure(self, child: _Child, port: int, status: int | None) -> ServerUnreachable:
-        if child.port_was_taken():
+    def _failure(self, child: OwnedProcess, port: int, status: int | None) -> ServerUnreachable:
+        if _port_was_taken(child):
             return ServerUnreachable(
                 f"port {port} is in use: choose another, or leave it out to get a free one", port=port
             )
         how = f"was not ready within {self.ready_timeout_s:g} s" if status is None else f"ended with status {status}"
-        return ServerUnreachable(f"the embedded server {how}. Its last lines:\n{child.tail()}", port=port)
+        return ServerUnreachable(f"the embedded server {how}. Its last lines:\n{_last_lines(child)}", port=port)
 
 
-class _Child:
-    """The server's process, with a thread that started it, reads its log and waits for it.
+def _last_lines(child: OwnedProcess) -> str:
+    return "\n".join(child.tail().splitlines()[-_LINES_SHOWN:])
 
-    The kernel sends the parent-death signal when the *thread* that forked ends, so that thread must live as long as
-    the server does; the caller's may be short-lived.
-    """
 
-    process: subprocess.Popen[bytes]
-
-    def __init__(self, binary: Path, config: str) -> None:
-        self._binary = binary
-        self._config = config
-        self._lines: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
-        self._failure: OSError | None = None
-        self._started = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="soma-server", daemon=True)
-        self._keeper.start()
-        self._started.wait()
-        if self._failure is not None:
-            raise self._failure
-
-    def _keep(self) -> None:
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", orphan.__file__, str(os.getpid()), str(self._binary), "-"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                cwd="/",
-                start_new_session=True,  # a terminal's Ctrl-C is for the owner, who stops the server last
-            )
-        except OSError as error:
-            self._failure = error
-            return
-        finally:
-            self._started.set()
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with suppress(BrokenPipeError), self.process.stdin as config:  # it died at once: its log will say why
-            config.write(self._config.encode())
-        with self.process.stdout as log:
-            for line in log:
-                self._lines.append(line.decode(errors="replace").rstrip())
-        self.process.wait()
-
-    def end(self, timeout_s: float = 10.0) -> None:
-        """SIGTERM, then SIGKILL; returns when the process is gone."""
-        self.process.terminate()
-        self._keeper.join(timeout_s)
-        if self._keeper.is_alive():
-            self.process.kill()
-            self._keeper.join()
-
-    def tail(self) -> str:
-        """The last lines of its log."""
-        return "\n".join(self._lines)
-
-    def port_was_taken(self) -> bool:
-        """Whether it ended because another process listens on its port."""
-        return "Address already in use" in self.tail()
+def _port_was_taken(child: OwnedProcess) -> bool:
+    """Whether it ended because another process listens on its port."""
+    return "Address already in use" in child.tail()
 
 
 def _free_port() -> int:

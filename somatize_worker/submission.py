@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from somatize_worker import protocol
+from somatize_worker.errors import InvalidPipeline
 from somatize_worker.jobs.validation import check_job
 from somatize_worker.ledger import Submission
 from somatize_worker.packing import pack
@@ -16,14 +17,22 @@ from somatize_worker.ports import DataStore
 from somatize_worker.settings import Settings
 from somatize_worker.stores import offload
 
+_NEVER_S: Final = 3.2e9
+"""A hundred years."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """How a plan is to be run; ``None`` means the setting's default.
 
-    ``timeout_s`` counts from the first start, over all attempts. ``priority`` is Celery's on Redis: 0 goes first, 9
-    last. ``retries`` are for failures of the plan itself: a dead host, or an exception whose type or base is listed
-    in ``retry_on`` (qualified names); the first waits ``retry_delay_s``, each further one twice as long.
+    ``timeout_s`` counts from the first start, over all attempts; time in a queue does not count; 0 is no deadline.
+    ``priority`` is Celery's on Redis: 0 goes first, 9 last, in four steps (0 to 2, 3 to 5, 6 to 8, 9). ``retries`` are
+    for failures of the plan itself: a dead host, or an exception whose type or base is listed in ``retry_on``
+    (qualified names); the first waits ``retry_delay_s``, each further one twice as long. ``max_attempts`` is how often
+    the worker itself may die.
+
+    Raises:
+        InvalidPipeline: a value that makes no sense.
     """
 
     timeout_s: float | None = None
@@ -32,6 +41,22 @@ class Policy:
     retry_on: tuple[str, ...] = ()
     retry_delay_s: float = 0.5
     max_attempts: int | None = None
+
+    def __post_init__(self) -> None:
+        wrong = [
+            (self.timeout_s is not None and not 0 <= self.timeout_s < _NEVER_S, "timeout", self.timeout_s, "seconds"),
+            (self.priority not in range(10), "priority", self.priority, "a number from 0 (first) to 9 (last)"),
+            (self.retries < 0, "retries", self.retries, "a number of at least 0"),
+            (not 0 <= self.retry_delay_s < _NEVER_S, "retry_delay", self.retry_delay_s, "seconds"),
+            (self.max_attempts is not None and self.max_attempts < 1, "max_attempts", self.max_attempts, "at least 1"),
+        ]
+        for is_wrong, name, value, wanted in wrong:
+            if is_wrong:
+                raise InvalidPipeline(f"{name}={value!r} is not usable: it should be {wanted}")
+        if self.retry_on and not self.retries:
+            raise InvalidPipeline(
+                f"retry_on={', '.join(self.retry_on)} without retries would retry nothing: say how often, as retries=3"
+            )
 
     def fields(self, settings: Settings) -> dict[str, Any]:
         """The submission's fields that this decides."""
@@ -112,25 +137,29 @@ def job_submission(
     job: protocol.PythonPipelineJob,
     *,
     queue: str,
+    store: DataStore,
     settings: Settings,
-    policy: Policy | None = None,
+    policy: Policy,
     aliases: tuple[str, ...] = (),
 ) -> Submission:
-    """A submission for a Python job.
+    """A submission for a Python job; a large one (sources, params and input data) lies in the store meanwhile.
 
     Raises:
         InvalidJob: a file path, a requirement line or a size that is refused.
     """
     check_job(job, settings)
     packed = pack(json.loads(protocol.to_json(job)))
-    policy = policy or Policy(timeout_s=settings.job_timeout_s)
+    digest = hashlib.sha256(packed)
+    if policy.timeout_s is None:
+        policy = replace(policy, timeout_s=settings.job_timeout_s)
+    large = len(packed) > settings.inline_limit_bytes
     return Submission(
         plan_id=job.job_id,
-        spec=packed,
+        spec=pack(store.put(packed, key=digest.digest())) if large else packed,
         queue=queue,
         kind="job",
-        digest=hashlib.sha256(packed).hexdigest(),
-        summary=f"job {job.entry_point}",
+        digest=digest.hexdigest(),
+        summary=f"job {job.entry_point}" + (f" of {job.pipeline_id}" if job.pipeline_id else ""),
         aliases=aliases,
         **policy.fields(settings),
     )

@@ -1,83 +1,111 @@
-"""``somatize demo``: the main job on real data, on a cluster that comes and goes with the command."""
+"""``somatize demo``: train and test a model on a cluster that comes and goes with the command."""
 
 from __future__ import annotations
 
 import importlib.util
 import time
-from typing import Annotated, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from somatize_worker.cli.output import Json, console, print_json
-from somatize_worker.errors import InvalidPipeline
+from somatize_worker.errors import SomaError
+from somatize_worker.readable import duration
+
+if TYPE_CHECKING:
+    from somatize_worker.cli import digits
+    from somatize_worker.coordinator import Coordinator, PlanHandle, RunResult
 
 
 def demo(
+    seed: Annotated[int, typer.Option(help="Another split of the data, another start of the training.")] = 0,
     json: Json = False,
-    seed: Annotated[int, typer.Option(help="Seed for the split of the data.")] = 0,
 ) -> None:
-    """Train and evaluate a scikit-learn pipeline on two workers, and show how it went.
+    """Train and test a scikit-learn pipeline on two workers that are started for it, and show how it went.
 
     Example: [cyan]somatize demo[/]
     """
     if importlib.util.find_spec("sklearn") is None:
-        raise InvalidPipeline("the demo needs scikit-learn: pip install 'somatize-worker[demo]'")
-    from somatize_worker.local import LocalCluster
-
+        raise SomaError("the demo needs scikit-learn: pip install 'somatize-worker[demo]'")
     started = time.perf_counter()
-    if not json:
-        console.print("Starting a server and two workers, tagged [cyan]cpu[/] and [cyan]trainer[/] …")
-    with LocalCluster({"cpu": 1, "trainer": 1}) as cluster, cluster.coordinator() as coordinator:
-        ready_s = time.perf_counter() - started
-        figures = _train(coordinator, seed, progress=not json)
-    figures["cluster_ready_s"] = round(ready_s, 2)
+    figures = _run(seed, _Silent() if json else _Teller())
     figures["total_s"] = round(time.perf_counter() - started, 2)
     if json:
         print_json(figures)
     else:
-        _show(figures)
+        console.print(
+            f"[dim]Server and workers are stopped; nothing is left behind. All in {duration(figures['total_s'])}.[/]\n"
+            "[dim]The pipeline: [/]somatize_worker/cli/digits.py[dim], what comes next: [/]README.md",
+            highlight=False,
+        )
 
 
-def _train(coordinator: Any, seed: int, *, progress: bool) -> dict[str, Any]:
-    from sklearn.datasets import load_digits
-    from sklearn.decomposition import PCA
-    from sklearn.model_selection import train_test_split
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
+class _Silent:
+    """Shows nothing."""
 
-    from somatize_worker.pipeline import as_step
+    progress = False
 
-    images, digits = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(images, digits, test_size=0.25, random_state=seed)
-    steps = as_step(StandardScaler()).named("scale") >> as_step(PCA(n_components=30, random_state=seed)).named("reduce")
-    pipeline = steps >> as_step(SVC(C=5.0, gamma=0.02)).named("classify").on("trainer")
+    def say(self, text: str) -> None:
+        """A line of the story."""
 
-    run = coordinator.fit(pipeline, x_train, y_train, on="cpu")
-    result = run.result(timeout=120, progress=progress)
-    predicted = coordinator.forward(result.pipeline, x_test, on="cpu").result(timeout=120).output
-    nodes = [
-        {"node": message.event.node_id, "worker": message.worker_id, "ms": message.event.duration}
-        for message in run.messages()
-        if message.event.event_type == "NodeCompleted"
-    ]
+
+class _Teller(_Silent):
+    """Tells the story as it goes."""
+
+    progress = True
+
+    def say(self, text: str) -> None:
+        console.print(text, highlight=False)
+
+
+def _run(seed: int, teller: _Silent) -> dict[str, Any]:
+    from somatize_worker.local import LocalCluster
+
+    begun = time.perf_counter()
+    teller.say("Starting a Valkey server and two Celery workers, tagged [cyan]cpu[/] and [cyan]trainer[/] …")
+    with ThreadPoolExecutor(1) as meanwhile:
+        images = meanwhile.submit(_images, seed)  # loading scikit-learn takes as long as starting the workers
+        with LocalCluster({"cpu": 1, "trainer": 1}) as cluster:
+            ready_s = round(time.perf_counter() - begun, 2)
+            names = " and ".join(f"[cyan]{worker.worker_id}[/]" for worker in cluster.workers)
+            teller.say(f"{names} are ready, after {duration(ready_s)}.\n")
+            return {"ready_s": ready_s, **_train_and_test(cluster.coordinator(), images.result(), seed, teller)}
+
+
+def _images(seed: int) -> digits.Images:
+    from somatize_worker.cli import digits
+
+    return digits.load(seed)
+
+
+def _train_and_test(coordinator: Coordinator, data: digits.Images, seed: int, teller: _Silent) -> dict[str, Any]:
+    from somatize_worker.cli import digits
+
+    teller.say(f"Training on {len(data.x_train)} images of handwritten digits:")
+    training = coordinator.fit(digits.make_pipeline(seed), data.x_train, data.y_train, on="cpu")
+    fitted = training.result(timeout=300, progress=teller.progress)
+    teller.say(f"\nReading {len(data.x_test)} images that it has not seen:")
+    testing = coordinator.forward(fitted.pipeline, data.x_test, on="cpu")
+    read = testing.result(timeout=300, progress=teller.progress)
+    right = int((read.output == data.y_test).sum())
+    accuracy = right / len(data.y_test)
+    teller.say(f"\n[bold green]{accuracy:.1%} accuracy[/]: {right} of {len(data.y_test)} digits are read right.\n")
     return {
-        "data": f"digits: {len(x_train)} images to learn from, {len(x_test)} to test on",
-        "nodes": nodes,
-        "accuracy": float((predicted == y_test).mean()),
-        "fit_ms": round(result.duration.total_seconds() * 1000),
+        "images": {"training": len(data.x_train), "test": len(data.x_test)},
+        "training": _story(training, fitted),
+        "test": _story(testing, read),
+        "accuracy": accuracy,
     }
 
 
-def _show(figures: dict[str, Any]) -> None:
-    table = Table("step", "ran on", "took", box=None, padding=(0, 2))
-    table.columns[2].justify = "right"
-    for node in figures["nodes"]:
-        table.add_row(node["node"], f"[cyan]{node['worker']}[/]", f"{node['ms']} ms")
-    console.print(f"\n{figures['data']}\n")
-    console.print(table)
-    console.print(f"\naccuracy on the test images: [bold green]{figures['accuracy']:.1%}[/]")
-    console.print(
-        f"[dim]cluster ready in {figures['cluster_ready_s']} s, all done in {figures['total_s']} s; "
-        "server and workers are stopped, nothing is left behind[/]"
-    )
+def _story(handle: PlanHandle, result: RunResult) -> dict[str, Any]:
+    """Where each node ran, and how long it took."""
+    from somatize_worker import protocol
+
+    nodes = [
+        {"node": message.event.node_id, "worker": message.worker_id, "ms": message.event.duration}
+        for message in handle.messages()
+        if isinstance(message.event, protocol.NodeCompleted)
+    ]
+    return {"ms": round(result.duration.total_seconds() * 1000), "nodes": nodes}

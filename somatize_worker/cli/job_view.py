@@ -2,59 +2,94 @@
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING, Final
+
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from somatize_worker import protocol
+from somatize_worker.readable import duration
 
-_PHASES = ("environment", "write_files", "execute", "collect_results")
+if TYPE_CHECKING:
+    from somatize_worker import protocol
+
+_PHASES: Final = {
+    "environment": "environment",
+    "write_files": "files",
+    "execute": "run",
+    "collect_results": "results",
+}
+_MARKS: Final = {"done": ("✓", "green"), "now": ("●", "cyan"), "ahead": ("○", "dim"), "broken": ("✗", "red")}
 
 
 class JobView:
     """Progress messages in, a picture out."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, job_id: str) -> None:
         self._title = title
+        self._job_id = job_id
+        self._since = time.monotonic()
         self._phase = ""
+        self._worker = ""
+        self._message = ""
         self._steps = (0, 0)
         self._metrics: dict[str, object] = {}
         self._end = ""
+        self._took: float | None = None
 
     def take(self, message: protocol.JobProgress) -> None:
         """Add what one message tells."""
-        own = self._phase == "execute" and message.phase == "execute"
+        # The first message of a phase is the worker's own, "execute 3 of 4"; what follows in it is the job's.
+        own = self._phase == message.phase == "execute"
         self._phase = message.phase
-        if own:
+        self._worker = message.worker_id
+        metrics = message.metrics if isinstance(message.metrics, dict) else {}
+        if message.phase == "environment":
+            self._message = str(metrics.get("message", ""))
+        elif own:
             self._steps = (message.step, message.total)
-        if isinstance(message.metrics, dict):
-            self._metrics.update(message.metrics)
+            self._metrics.update(metrics)
 
     def ended(self, state: str) -> None:
         """It is over."""
         self._end = state
+        self._took = time.monotonic() - self._since
 
     def __rich__(self) -> RenderableType:
-        table = Table.grid(padding=(0, 1))
-        table.add_row(Text.from_markup(self._title, style="bold"))
-        reached = _PHASES.index(self._phase) if self._phase in _PHASES else -1
-        marks = []
-        for number, phase in enumerate(_PHASES):
-            done = number < reached or self._end == "succeeded"
-            style = "green" if done else "cyan" if number == reached and not self._end else "dim"
-            marks.append(f"[{style}]{'✓' if done else '●' if number == reached else '○'} {phase}[/]")
-        table.add_row(Text.from_markup("  ".join(marks)))
-        parts: list[RenderableType] = [table]
+        took = self._took if self._took is not None else time.monotonic() - self._since
+        title = Text.assemble((self._title, "bold"), "  ", (self._job_id, "dim"), "  ", (duration(took), "dim"))
+        if self._worker:
+            title.append(f"  {self._worker}", "cyan")
+        parts: list[RenderableType] = [title, self._phases()]
         step, total = self._steps
         if total:
             bar = Table.grid(padding=(0, 1))
-            bar.add_row(ProgressBar(total=total, completed=step, width=40), f"{step}/{total}")
+            bar.add_row("", ProgressBar(total=total, completed=step, width=40), f"{step}/{total}")
             parts.append(bar)
         if self._metrics:
             shown = "  ".join(f"{name} {_short(value)}" for name, value in self._metrics.items())
-            parts.append(Text(shown, "magenta"))
+            parts.append(Text(f" {shown}", "magenta", no_wrap=True, overflow="ellipsis"))
+        if self._phase == "environment" and self._message and not self._end:
+            parts.append(Text(f" {self._message}", "dim", no_wrap=True, overflow="ellipsis"))
         return Group(*parts)
+
+    def _phases(self) -> Text:
+        names = list(_PHASES)
+        reached = names.index(self._phase) if self._phase in _PHASES else -1
+        line = Text(" ")
+        for number, name in enumerate(names):
+            if number < reached or self._end == "succeeded":
+                mark, style = _MARKS["done"]
+            elif number > reached:
+                mark, style = _MARKS["ahead"]
+            else:
+                mark, style = _MARKS["broken" if self._end else "now"]
+            line.append(f"{mark} {_PHASES[name]}  ", style)
+        if reached < 0 and not self._end:
+            line.append("waiting for a worker", "dim")
+        return line
 
 
 def _short(value: object) -> str:

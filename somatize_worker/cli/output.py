@@ -3,55 +3,99 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from somatize_worker.errors import SomaError
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Url = Annotated[
-    str | None, typer.Option("--url", help="The Redis or Valkey server; default: SOMA_REDIS_URL.", show_default=False)
-]
+_WIDTH_OF_A_PIPE: Final = 200
 
 console = Console()
 errors = Console(stderr=True)
 
-STATE_STYLES = {
+STATE_STYLES: Final = {
     "queued": "yellow",
-    "leased": "cyan",
+    "running": "cyan",
     "waiting": "blue",
     "succeeded": "green",
     "failed": "red",
     "cancelled": "magenta",
 }
 
+_for_programs = False
+
+
+def _remember(wanted: bool) -> bool:
+    global _for_programs
+    _for_programs = wanted
+    return wanted
+
+
+Json = Annotated[
+    bool, typer.Option("--json", callback=_remember, help="Print JSON on standard output, and nothing else.")
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="The cluster's Redis or Valkey server; default: the variable SOMA_REDIS_URL.", show_default=False
+    ),
+]
+
+
+def fit_pipe() -> None:
+    """Where no terminal says how wide it is, and nobody set COLUMNS, keep a table's row on one line."""
+    if not console.is_terminal:
+        console.width = shutil.get_terminal_size((_WIDTH_OF_A_PIPE, 24)).columns
+
+
+def let_go_of_output() -> None:
+    """Nobody reads standard output any more: have the interpreter's last flush go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
 
 def print_json(data: Any) -> None:
     """One JSON document on standard output, as plain text whatever the terminal."""
-    sys.stdout.write(json.dumps(data, indent=2, default=str, ensure_ascii=False) + "\n")
-
-
-def print_json_line(text: str | bytes) -> None:
-    """One JSON document on one line, at once."""
-    sys.stdout.write((text.decode() if isinstance(text, bytes) else text) + "\n")
+    sys.stdout.write(json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
+def print_json_line(data: Any) -> None:
+    """One JSON document on one line, at once."""
+    sys.stdout.write(json.dumps(json_ready(data), ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def json_ready(data: Any) -> Any:
+    """The same in what JSON has: no NaN and no infinity (they become null), text for what it does not know."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if data is None or isinstance(data, (bool, int, str)):
+        return data
+    if isinstance(data, Mapping):
+        return {str(key): json_ready(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [json_ready(value) for value in data]
+    return str(data)
+
+
 def complain(error: SomaError) -> int:
-    """Tell an error; returns the exit status."""
-    if "--json" in sys.argv:
-        print_json(error.to_dict())
+    """Tell an error, in a sentence on standard error or (``--json``) as an object; returns the exit status."""
+    if _for_programs:
+        print_json_line(error.to_dict())
     else:
-        errors.print(f"[bold red]error:[/] {_escaped(error.message)}", highlight=False)
+        errors.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
     return 1
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def ago(milliseconds: int) -> str:
@@ -63,16 +107,7 @@ def ago(milliseconds: int) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def size_text(number: float) -> str:
-    """Bytes for people: ``1.5 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
-
-
-def share_bar(share: float, width: int = 10) -> str:
+def share_bar(share: float, width: int = 8) -> str:
     """A share of 1 as a small bar."""
     full = round(max(0.0, min(1.0, share)) * width)
     return f"{'█' * full}[dim]{'░' * (width - full)}[/] {share:4.0%}"

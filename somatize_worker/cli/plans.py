@@ -2,66 +2,86 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import json as json_module
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from somatize_worker import protocol
-from somatize_worker.cli.output import STATE_STYLES, Json, Url, ago, console, errors, print_json, print_json_line
-from somatize_worker.coordinator import Coordinator, PlanHandle
-from somatize_worker.errors import InvalidMessage
-from somatize_worker.ledger import TERMINAL, Record
+from somatize_worker.cli import plan_views
+from somatize_worker.cli.client import PlanId, connected, find_plan
+from somatize_worker.cli.output import Json, Url, console, errors, print_json, print_json_line
+from somatize_worker.errors import InvalidMessage, PlanNotFound
 
-PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan or job.")]
+if TYPE_CHECKING:
+    from somatize_worker import protocol
+    from somatize_worker.coordinator import Coordinator
+
+_CANCELLED_WITHIN_S: Final = 30.0
 
 
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A SerializedPlan or AssignPlan message.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="PLAN.json", help="A SerializedPlan or AssignPlan message; - reads it from stdin.")
+    ],
     on: Annotated[str, typer.Option(help="Tag or worker id.")] = "cpu",
-    wait: Annotated[bool, typer.Option(help="Queue it even if nobody serves the tag yet.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Queue it even if nobody serves the tag yet.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Print the plan's id and return at once.")] = False,
     timeout: Annotated[float | None, typer.Option(help="Deadline for the plan, in seconds.")] = None,
+    priority: Annotated[int, typer.Option(min=0, max=9, help="0 goes first, 9 last.")] = 5,
     url: Url = None,
     json: Json = False,
 ) -> None:
     """Submit a plan in the protocol's JSON, show it while it runs, print its result.
 
+    Ctrl-C stops watching; the plan goes on. The exit status is 0 if the plan succeeded.
+
     Example: [cyan]somatize submit plan.json --on gpu[/]
     """
     plan = _read_plan(file)
-    with Coordinator(url) as coordinator:
-        handle = coordinator.assign_plan(plan, on, wait=wait, timeout_s=timeout)
+    with connected(url) as coordinator:
+        handle = coordinator.assign_plan(plan, on, wait=wait, timeout_s=timeout, priority=priority)
         if detach:
             print_json({"plan_id": handle.plan_id}) if json else console.print(handle.plan_id, highlight=False)
             return
-        result = handle.result(progress=not json)
+        try:
+            result = handle.result(progress=not json)
+        except KeyboardInterrupt:
+            errors.print(f"the plan goes on: [cyan]somatize events {handle.plan_id}[/], or cancel", highlight=False)
+            raise typer.Exit(130) from None
         if json:
-            value = protocol.plain_to_value(result.output)
-            print_json_line(protocol.to_json(value))
+            print_json(plan_views.result_json(result))
         else:
-            console.print(f"[green]succeeded[/] in {result.duration.total_seconds():.3g} s on {result.worker_id}")
-            console.print(result.output)
+            plan_views.print_result(result)
 
 
 def _read_plan(file: Path) -> protocol.SerializedPlan:
+    from somatize_worker import protocol
+
     try:
-        text = file.read_bytes()
+        text = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
         raise InvalidMessage(f"{file} cannot be read: {error.strerror}") from error
-    if b'"AssignPlan"' in text[:200] or text.rstrip().endswith(b'"AssignPlan"}'):
-        message = protocol.from_json(protocol.CoordinatorToWorker, text)
-        if isinstance(message, protocol.AssignPlan):
-            return message.plan
-    return protocol.from_json(protocol.SerializedPlan, text)
+    try:
+        data = json_module.loads(text)
+    except ValueError as error:
+        raise InvalidMessage(f"{file} is not JSON: {error}") from error
+    if not isinstance(data, dict) or "type" not in data:
+        return protocol.from_data(protocol.SerializedPlan, data)
+    message = protocol.from_data(protocol.CoordinatorToWorker, data)
+    if isinstance(message, protocol.AssignPlan):
+        return message.plan
+    raise InvalidMessage(f"{file} is the message {data['type']}; submit takes an AssignPlan or a SerializedPlan")
 
 
 def plans(
-    state: Annotated[list[str] | None, typer.Option(help="Only these states; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option(help="How many, newest first.")] = 20,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these: queued, running, waiting, succeeded, failed, cancelled; may be repeated."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, newest first.")] = 20,
+    parts: Annotated[bool, typer.Option("--parts", help="Also those that are parts of other plans.")] = False,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -69,123 +89,95 @@ def plans(
 
     Example: [cyan]somatize plans --state failed[/]
     """
-    with Coordinator(url) as coordinator:
-        records = coordinator.plans(limit=limit, states=state)
+    wanted = None if state is None else [plan_views.ledger_state(word) for word in state]
+    with connected(url) as coordinator:
+        records = coordinator.ledger.records(limit=limit, states=wanted, children=parts)
     if json:
-        print_json([_record_json(record) for record in records])
-        return
-    table = Table(box=None, padding=(0, 1))
-    table.add_column("plan", no_wrap=True)
-    table.add_column("what", overflow="fold")
-    table.add_column("state")
-    table.add_column("queue")
-    table.add_column("runs", justify="right")
-    table.add_column("worker", overflow="fold")
-    table.add_column("took", justify="right")
-    table.add_column("submitted", justify="right")
-    table.add_column("why", overflow="fold", style="dim")
-    for record in records:
-        table.add_row(
-            record.plan_id,
-            escape(record.summary),
-            f"[{STATE_STYLES[record.state]}]{record.state}[/]",
-            record.queue,
-            str(len(record.history)),
-            record.worker,
-            _took(record),
-            ago(record.created),
-            escape(record.cause),
-        )
-    console.print(table)
-
-
-def _took(record: Record) -> str:
-    if not record.started:
-        return ""
-    end = record.finished or int(datetime.now(UTC).timestamp() * 1000)
-    return f"{(end - record.started) / 1000:.2f} s"
-
-
-def _record_json(record: Record) -> dict[str, Any]:
-    names = ("plan_id", "kind", "state", "summary", "queue", "priority", "epoch", "attempts", "max_attempts")
-    times = ("created", "started", "finished")
-    return {
-        **{name: getattr(record, name) for name in (*names, "worker", "parent", "root", "node", "cause", "history")},
-        **{name: getattr(record, name) or None for name in times},
-    }
+        print_json([plan_views.record_json(record) for record in records])
+    elif records:
+        plan_views.print_records(records)
+    else:
+        errors.print(f"no {' or '.join(state)} plans" if state else "no plans yet", style="dim", highlight=False)
 
 
 def events(
-    plan_id: PlanId,
-    after: Annotated[int, typer.Option(help="Only events after this number.")] = 0,
+    plan: PlanId,
+    after: Annotated[int, typer.Option(min=0, help="Only events after this number.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Go on until the plan ends.")] = True,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """A plan's events from the first, live until it ends.
+    """A plan's events from the first, live until it ends; then how it ended, and each attempt.
 
-    Example: [cyan]somatize events 3f2a… --json[/]
+    With [cyan]--json[/], one protocol message a line.
+
+    Example: [cyan]somatize events 3f2a --json | jq .event.event_type[/]
     """
-    with Coordinator(url) as coordinator:
-        handle = coordinator.plan(plan_id)
-        for message in handle.messages(after):
+    from somatize_worker import protocol
+
+    with connected(url) as coordinator:
+        handle = coordinator.plan(find_plan(coordinator, plan))
+        is_job = handle.record.kind == "job"
+        told = coordinator.job(handle.plan_id).progress if is_job else handle.messages
+        for message in told(after, timeout=None if follow else 0.0):
             if json:
-                print_json_line(protocol.to_json(message))
-                continue
-            console.print(_event_line(message), highlight=False)
+                print_json_line(protocol.to_data(message))
+            else:
+                console.print(plan_views.message_line(message), highlight=False, soft_wrap=not console.is_terminal)
         if not json:
-            _print_attempts(handle)
-
-
-def _event_line(message: protocol.EventMessage) -> str:
-    event = protocol.to_data(message.event)
-    kind = event.pop("event_type")
-    event.pop("run_id", None)
-    node = event.pop("node_id", "")
-    style = {"NodeFailed": "red", "RunFailed": "red", "NodeCompleted": "green", "RunCompleted": "green"}.get(
-        kind, "cyan"
-    )
-    rest = "  ".join(f"{key}={value}" for key, value in event.items())
-    return f"[{style}]{kind:<14}[/] [bold]{escape(str(node)):<18}[/] [dim]{message.worker_id}[/]  {escape(rest)}"
-
-
-def _print_attempts(handle: PlanHandle) -> None:
-    record = handle.record
-    style = STATE_STYLES[record.state]
-    errors.print(f"[{style}]{record.state}[/] {escape(record.cause)}", highlight=False)
-    if len(record.history) > 1:
-        for entry in record.history:
-            errors.print(f"  run {entry['epoch']} on {entry['worker']}: {escape(str(entry.get('why') or 'done'))}")
+            plan_views.print_attempts(handle.record, coordinator.ledger.family(handle.plan_id))
 
 
 def logs(
-    plan_id: PlanId,
+    plan: PlanId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the plan ends.")] = False,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """What a plan or job printed.
+    """What a plan or job printed. With [cyan]--json[/], one line's text a line.
 
-    Example: [cyan]somatize logs 3f2a… --follow[/]
+    Example: [cyan]somatize logs 3f2a --follow[/]
     """
-    with Coordinator(url) as coordinator:
-        handle = coordinator.plan(plan_id)
-        if json and not follow:
-            print_json(list(handle.output_lines()))
-            return
+    with connected(url) as coordinator:
+        handle = coordinator.plan(find_plan(coordinator, plan))
         for line in handle.output_lines(follow=follow):
-            print_json_line(line)
+            if json:
+                print_json_line(line)
+            else:
+                console.out(line, highlight=False)
 
 
-def cancel(plan_id: PlanId, url: Url = None, json: Json = False) -> None:
-    """Cancel a plan or job, wherever it is; one that no worker has seen yet will not run.
+def cancel(
+    plan: PlanId,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Take an id that is not known yet: a plan of that id will not run.")
+    ] = False,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Cancel a plan or job, wherever it is: its processes are killed.
 
-    Example: [cyan]somatize cancel 3f2a…[/]
+    Example: [cyan]somatize cancel 3f2a[/]
     """
-    with Coordinator(url) as coordinator:
-        coordinator.cancel_plan(plan_id, "cancelled from the command line")
-        handle = coordinator.plan(plan_id)
-        state = handle.state
+    with connected(url) as coordinator:
+        plan_id, state = _cancel(coordinator, plan, unseen=unseen)
     if json:
         print_json({"plan_id": plan_id, "state": state})
+    elif state == "cancelled":
+        console.print(f"cancelled {plan_id}", highlight=False)
     else:
-        console.print(f"{plan_id}: {state if state in TERMINAL else 'being cancelled'}", highlight=False)
+        errors.print(f"{plan_id} is not cancelled: it {state}", style="yellow", highlight=False)
+    if state != "cancelled":
+        raise typer.Exit(1)
+
+
+def _cancel(coordinator: Coordinator, plan: str, *, unseen: bool) -> tuple[str, str]:
+    try:
+        plan_id = find_plan(coordinator, plan)
+    except PlanNotFound:
+        if not unseen:
+            raise
+        plan_id = plan
+    coordinator.cancel_plan(plan_id, "cancelled from the command line")
+    state, _ = coordinator.job(plan_id).ending(_CANCELLED_WITHIN_S)
+    return plan_id, state

@@ -200,8 +200,9 @@ class Coordinator:
             NoWorker: nobody serves the target.
             PlanConflict: its id is taken by a job with other content.
         """
-        policy.setdefault("timeout_s", self.settings.job_timeout_s)
-        submission = job_submission(job, queue=queue_of(target), settings=self.settings, policy=Policy(**policy))
+        submission = job_submission(
+            job, queue=queue_of(target), store=self.store, settings=self.settings, policy=Policy(**policy)
+        )
         self.session.registry.require([submission.queue], wait=wait)
         reply = self.session.hand_in(submission)
         return JobHandle(self.session, submission.plan_id, root=submission.plan_id, reply=reply)

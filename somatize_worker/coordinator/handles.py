@@ -119,9 +119,9 @@ class Handle:
         try:
             record = self._session.ledger.watch(self.plan_id, self._session.replies.channel)
         except (RedisError, OSError) as error:
-            self._coordinator.replies.outage(error)
+            self._session.replies.outage(error)
             return None
-        self._coordinator.replies.outage(None)
+        self._session.replies.outage(None)
         if record is None:
             return None
         return {"plan_id": self.plan_id, "state": record.state, "result": record.result}

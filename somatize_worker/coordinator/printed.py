@@ -25,12 +25,15 @@ class PrintedLines:
         while True:
             try:
                 over = not self._follow or self._ledger.state(self._plan_id) in TERMINAL
-                seen, lines = self._ledger.output_since(self._plan_id, seen)
+                total, lines = self._ledger.output_since(self._plan_id, seen)
             except (RedisError, OSError):
                 if not self._follow:
                     raise
-                over, lines = False, []
+                over, total, lines = False, seen, []
+            if total - seen > len(lines):
+                yield f"[… {total - seen - len(lines)} lines left out …]"  # older than what is kept
             yield from lines
+            seen = total
             if over:
                 return
             time.sleep(_LOOK_EVERY_S)

@@ -11,7 +11,6 @@ from somatize_worker import protocol
 from somatize_worker.errors import NoWorker
 from somatize_worker.ledger import Ledger
 
-_LOOK_AGAIN_S = 0.1
 _TRUST_S = 1.0
 _BACK_WITHIN_S = 1.0
 
@@ -63,26 +62,15 @@ class Registry:
         """How many plans the live workers of a queue run at once."""
         return sum(worker["slots"] for worker in self._ledger.workers() if queue in worker["queues"])
 
-    def require(self, targets: Iterable[str], *, wait: bool = False, timeout: float | None = None) -> None:
-        """Make sure that live workers serve all targets (tags or worker ids).
-
-        After an outage of the server, a second goes by until all workers are known again: what was served before is
-        given that time.
+    def require(self, targets: Iterable[str], *, wait: bool = False) -> None:
+        """Make sure that live workers serve all targets (tags or worker ids), unless it is fine to ``wait`` for one.
 
         Raises:
-            NoWorker: one is not served, and ``wait`` is false or ``timeout`` seconds have passed.
+            NoWorker: one is not served.
         """
-        missing = self._missing(targets)
-        if not wait and missing and self._served.keys() >= set(missing):
-            timeout = _BACK_WITHIN_S
-        elif not wait:
-            timeout = 0.0
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while missing:
-            if deadline is not None and time.monotonic() >= deadline:
-                raise self._no_worker(missing)
-            time.sleep(_LOOK_AGAIN_S)
-            missing = self._missing(targets)
+        missing = [] if wait else self._missing(targets)
+        if missing:
+            raise self._no_worker(missing)
 
     def _missing(self, targets: Iterable[str]) -> list[str]:
         now = time.monotonic()
@@ -94,8 +82,9 @@ class Registry:
         return unsure
 
     def _no_worker(self, missing: list[str]) -> NoWorker:
-        tags = sorted({tag for worker in self._ledger.workers() for tag in worker["queues"]})
-        served = f"served now: {', '.join(tags)}" if tags else "no worker is running"
+        tags = list(self._ledger.served_tags())
+        workers = ", ".join(worker["worker_id"] for worker in self._ledger.workers())
+        served = f"served now: {', '.join(tags)} (by {workers})" if tags else "no worker is running"
         return NoWorker(
             f"no live worker serves {' or '.join(map(repr, missing))}; {served}. Start one with "
             f"`celery -A somatize_worker worker -Q {missing[0]}`, or pass wait=True to queue the plan until one comes",

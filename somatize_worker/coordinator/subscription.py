@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from redis.client import PubSub
 from redis.exceptions import RedisError
 
-from somatize_worker.ledger import TERMINAL, Ledger
+from somatize_worker.ledger import TERMINAL, Ledger, celery_result
 
 _LOOK_EVERY_S = 0.25
 _PAUSE_S = 0.2
@@ -36,6 +36,7 @@ class LogStream:
         self._plan_id = plan_id
         self._root = root
         self._channel = channel
+        self._end_channel = celery_result(plan_id)
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self.number = after
         """Number of the last message given; pass it as ``after`` to go on from there."""
@@ -44,6 +45,7 @@ class LogStream:
         while True:
             try:
                 with self._ledger.listen(self._channel) as pubsub:
+                    pubsub.subscribe(self._end_channel)
                     yield from self._follow(pubsub)
                     return
             except (RedisError, OSError):
@@ -53,9 +55,9 @@ class LogStream:
         yield from self._from_log()
         while self._deadline is None or time.monotonic() < self._deadline:
             message = pubsub.get_message(timeout=_LOOK_EVERY_S)
-            if message is not None and message["type"] == "message":
+            if message is not None and message["channel"] == self._channel.encode():
                 yield from self._from_channel(message["data"].decode())
-            elif message is None and self._ledger.state(self._plan_id) in TERMINAL:
+            elif self._ledger.state(self._plan_id) in TERMINAL:
                 yield from self._from_log()
                 return
 

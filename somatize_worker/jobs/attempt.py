@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from somatize_worker.jobs.bell import Bell
 from somatize_worker.jobs.collecting import Collected, collect
 from somatize_worker.jobs.launch import Circumstances, Cores, launch, write_files
 from somatize_worker.jobs.outcome import JobOutcome
-from somatize_worker.jobs.printed import Live, Reader, Step, Transcript
+from somatize_worker.jobs.printed import Live, Reader, Step, Transcript, parse_object
 from somatize_worker.jobs.reports import ReportPipe
 from somatize_worker.jobs.scratch import Scratch, root_folder
 from somatize_worker.jobs.validation import CheckedJob
@@ -33,6 +32,7 @@ DEADLINE: Final = "deadline"
 
 _TICK_S: Final = 0.05
 _RESULT_LIMIT_BYTES: Final = 64 << 20
+_TEXT_LIMITS: Final = {"error": 10_000, "error_type": 1_000, "traceback": 200_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class Attempt:
         if certificate.get("exit_code") == 0 and (result is None or result["ok"]):
             return {}
         if result is not None and not result["ok"] and "exit_code" in certificate:
-            return {name: str(result[name]) for name in ("error", "error_type", "traceback") if name in result}
+            return _told_of_failure(result)
         return {
             "error": f"the job's process did not end well: {describe(certificate)}",
             "error_type": "somatize_worker.errors.HostDied",
@@ -224,10 +224,11 @@ class Attempt:
         )
 
     def _out_of_time(self) -> dict[str, Any]:
-        limit = f"{self._request.deadline_s:g} s"
+        limit = f"{self._request.deadline_s:.3g} s"
         return {
             "error": f"the job was not done after its {limit} (its timeout, or SOMA_JOB_TIMEOUT_S)",
             "error_type": "builtins.TimeoutError",
+            "out_of_time": True,
         }
 
     def _failed_by(self, error: SomaError, **more: Any) -> JobOutcome:
@@ -244,7 +245,24 @@ def _read_result(path: Path) -> dict[str, Any] | None:
     try:
         if path.stat().st_size > _RESULT_LIMIT_BYTES:
             return None
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        result = parse_object(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError):
         return None
-    return result if isinstance(result, dict) and isinstance(result.get("ok"), bool) else None
+    return result if result is not None and isinstance(result.get("ok"), bool) else None
+
+
+def _told_of_failure(result: dict[str, Any]) -> dict[str, Any]:
+    """What the process said about an exception, as an outcome's fields."""
+    told: dict[str, Any] = {
+        name: _shortened(str(result[name]), limit) for name, limit in _TEXT_LIMITS.items() if name in result
+    }
+    bases = result.get("error_mro")
+    if isinstance(bases, list):
+        told["error_mro"] = tuple(str(name) for name in bases)
+    return told
+
+
+def _shortened(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n[… {len(text) - limit} characters left out …]\n{text[-limit // 2 :]}"

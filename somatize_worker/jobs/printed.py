@@ -7,12 +7,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from somatize_worker.hosts.output import LINE_LIMIT_BYTES, OutputLine
 
 _MAX_U32: Final = (1 << 32) - 1
 _JSON_LIMIT_CHARS: Final = 1 << 20
+_MAX_DEPTH: Final = 150
 _STEPS_BURST: Final = 200
 _STEPS_PER_S: Final = 50.0
 _LIVE_BURST_BYTES: Final = 1 << 20
@@ -117,23 +118,38 @@ class Step:
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that a line is, if it is one. Numbers that JSON does not have (NaN, infinities) become null."""
+    """The JSON object that a text is, if it is one that messages can carry.
+
+    Numbers that JSON does not have (NaN, infinities) become null, halves of characters (``"\\ud800"``) a ``?``. An
+    object that is nested deeper than messages may be is none.
+    """
     text = text.strip()
     if not (text.startswith("{") and text.endswith("}")):
         return None
     try:
         value: dict[str, Any] = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+        if "\\ud" in text or "\\uD" in text:
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
-    return value
+    return value if text.count("{") + text.count("[") <= _MAX_DEPTH or _fits(value, _MAX_DEPTH) else None
+
+
+def _fits(value: Any, levels: int) -> bool:
+    """Whether data are nested at most so many levels deep."""
+    if not isinstance(value, (dict, list)):
+        return True
+    return levels > 0 and all(
+        _fits(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def step_of(value: dict[str, Any]) -> Step | None:
     """An object as progress, if it has a ``step``, perhaps a ``total`` and ``metrics``, and nothing else."""
     step, total = value.get("step"), value.get("total", 0)
-    if not (_is_count(step) and _is_count(total) and value.keys() <= {"step", "total", "metrics"}):
+    if not (is_count(step) and is_count(total) and value.keys() <= {"step", "total", "metrics"}):
         return None
-    return Step(int(step or 0), int(total), value.get("metrics", {}))
+    return Step(step, total, value.get("metrics", {}))
 
 
 def _finite(text: str) -> float | None:
@@ -141,7 +157,8 @@ def _finite(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether it is a number that a message can carry as a step."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_U32
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from somatize_worker.jobs.printed import Step, parse_object
+from somatize_worker.jobs.printed import Step, is_count, parse_object
 
 _READ_BYTES: Final = 64 << 10
 _LINE_LIMIT_BYTES: Final = 1 << 20
@@ -65,6 +65,6 @@ def _step(value: dict[str, Any], before: Step) -> Step:
     metrics, progress, step = value.get("metrics") or {}, value.get("progress"), value.get("step")
     if isinstance(progress, (int, float)):
         return Step(round(min(1.0, max(0.0, progress)) * _PERCENT), _PERCENT, metrics)
-    if isinstance(step, int) and step >= 0:
+    if is_count(step):
         return Step(step, before.total if before.total != _PERCENT and before.total >= step else 0, metrics)
     return Step(before.step, before.total, metrics)

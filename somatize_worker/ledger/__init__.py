@@ -7,7 +7,14 @@ ended. Every change is one Lua script, so a message that is lost, doubled or lat
 from __future__ import annotations
 
 from somatize_worker.ledger.connection import connect, hide_password, patiently
-from somatize_worker.ledger.keys import control_channel, events_channel, job_channel, output_channel, reply_channel
+from somatize_worker.ledger.keys import (
+    celery_result,
+    control_channel,
+    events_channel,
+    job_channel,
+    output_channel,
+    reply_channel,
+)
 from somatize_worker.ledger.ledger import Ledger, cancelled_result, failed_event
 from somatize_worker.ledger.records import (
     Cancelled,
@@ -51,6 +58,7 @@ __all__ = [
     "after_death",
     "after_failure",
     "cancelled_result",
+    "celery_result",
     "connect",
     "control_channel",
     "events_channel",

@@ -93,7 +93,7 @@ class Ledger(Reader, Registry):
             return None
         epoch, values, journal, remaining_ms = answer
         (kind, attempts, deaths, spec, code, requirements, root) = values[:7]
-        (path, timeout_ms, max_attempts, queue, priority, summary, retry) = values[7:]
+        (path, timeout_ms, max_attempts, queue, priority, summary, retry, seq) = values[7:]
         return Claim(
             plan_id=plan_id,
             kind=kind.decode(),
@@ -113,6 +113,7 @@ class Ledger(Reader, Registry):
             summary=_text(summary),
             journal={path.decode(): packed for path, packed in pairs(journal).items()},
             retry=decode_retry(retry),
+            seq=int(seq or 0),
         )
 
     def renew(self, worker_id: str, holds: Sequence[tuple[str, int]]) -> dict[str, Holding]:

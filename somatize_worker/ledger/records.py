@@ -71,6 +71,7 @@ class Claim:
     """A lease, with all that is needed to run the plan. ``journal`` holds packed entries by path.
 
     ``remaining_ms`` is what is left of ``timeout_ms``, which counts from the first start; without a timeout it is 0.
+    ``seq`` is the number of events that the plan has logged itself.
     """
 
     plan_id: str
@@ -91,6 +92,7 @@ class Claim:
     summary: str
     journal: dict[str, bytes]
     retry: Mapping[str, Any]
+    seq: int = 0
 
 
 @dataclass(frozen=True)

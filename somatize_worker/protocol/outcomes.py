@@ -60,7 +60,9 @@ def job_result_message(job_id: str, state: str, result: Mapping[str, Any]) -> Jo
     output = _text(result.get("output") or result.get("printed") or "")
     if state != _SUCCEEDED:
         error = _text(result.get("error") or state)
-        output = f"{output.removesuffix(chr(10))}\n{error}" if output else error
+        printed = output.rstrip("\n")
+        if printed != error and not printed.endswith(f"\n{error}"):  # a traceback ends with it
+            output = f"{printed}\n{error}" if printed else error
     return JobResult(
         worker_id=str(result.get("worker_id") or ""),
         job_id=job_id,

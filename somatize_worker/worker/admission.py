@@ -54,7 +54,14 @@ class Admission:
         parsed = protocol.from_json(protocol.CoordinatorToWorker, message)
         if not isinstance(parsed, protocol.AssignPythonJob):
             raise InvalidMessage(f"somatize.assign_python_job takes an AssignPythonJob, not {_type_of(message)}")
-        submission = job_submission(parsed.job, queue=queue, settings=self._settings, aliases=(alias,))
+        submission = job_submission(
+            parsed.job,
+            queue=queue,
+            store=self._store,
+            settings=self._settings,
+            policy=Policy(),
+            aliases=(alias,),
+        )
         patiently(lambda: self._ledger.submit(submission))
         return parsed.job.job_id
 

@@ -8,5 +8,6 @@ from somatize_worker.worker import lifecycle, tasks
 
 settings = Settings.from_env()
 app = make_app(settings)
+app.conf.worker_pool = "somatize_worker.worker.pool:PlanPool"
 tasks.register(app)
 lifecycle.connect(app, settings)

@@ -49,7 +49,7 @@ def _child(claim: Claim, spec: Mapping[str, Any], child: Mapping[str, Any]) -> S
         requirements=requirements,
         priority=claim.priority,
         max_attempts=claim.max_attempts,
-        timeout_ms=claim.timeout_ms,
+        timeout_ms=claim.remaining_ms,  # it cannot be of use for longer than its parent has
         retry=claim.retry,
         parent=claim.plan_id,
         root=claim.root,

@@ -9,7 +9,7 @@ from typing import Any
 
 from somatize_worker.errors import SomaError
 from somatize_worker.ledger import Claim, Ledger, Outcome, Wake, cancelled_result, celery_results, patiently
-from somatize_worker.packing import pack
+from somatize_worker.packing import pack, unpack
 from somatize_worker.values import summary
 from somatize_worker.worker.publisher import Publisher
 from somatize_worker.worker.running import End, Running
@@ -17,6 +17,7 @@ from somatize_worker.worker.running import End, Running
 log = logging.getLogger("somatize.worker")
 
 _DELIVER_FOR_S = 3600.0
+_LINE_CHARS = 500
 
 
 def succeeded(result: Mapping[str, Any]) -> Outcome:
@@ -60,7 +61,7 @@ def deliver(
 ) -> tuple[End | None, list[Wake]]:
     """Write the end, through a server outage if need be.
 
-    ``text`` is the end in one line; ``celery_result`` (JSON) is what ``AsyncResult.get()`` returns of a success. The
+    ``text`` says how it ended; ``celery_result`` (JSON) is what ``AsyncResult.get()`` returns of a success. The
     end is None when a newer run of the plan made this one void.
     """
     events, output = publisher.take()
@@ -71,8 +72,8 @@ def deliver(
             outcome,
             events=events,
             output=output,
-            cause=text,
-            celery_meta=_celery_meta(outcome.state, text, celery_result),
+            cause=_line(text),
+            celery_meta=_celery_meta(outcome, text, celery_result),
         ),
         deadline_s=_DELIVER_FOR_S,
     )
@@ -82,10 +83,18 @@ def deliver(
     return End(outcome.state, text), finished.wake
 
 
-def _celery_meta(state: str, text: str, celery_result: str) -> str:
-    if state == "succeeded":
+def _celery_meta(outcome: Outcome, text: str, celery_result: str) -> str:
+    if outcome.state == "succeeded":
         return celery_results.success(celery_result)
-    return celery_results.failure(text) if state == "failed" else celery_results.revoked(text)
+    if outcome.state == "failed":
+        return celery_results.failure(text, traceback=unpack(outcome.result).get("traceback") or None)
+    return celery_results.revoked(text)
+
+
+def _line(text: str) -> str:
+    """A text in one line, for tables."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LINE_CHARS else f"{line[: _LINE_CHARS - 2]} …"
 
 
 def success_text(output: Any, duration_ms: int, worker_id: str) -> str:

@@ -25,7 +25,7 @@ from somatize_worker.errors import (
     Unrepresentable,
 )
 from somatize_worker.hosts import WAKE, Host
-from somatize_worker.ledger import Fail, Outcome, after_death, after_failure, failed_event, patiently
+from somatize_worker.ledger import Outcome, Retry, after_death, after_failure, failed_event, patiently
 from somatize_worker.packing import Reference, unpack
 from somatize_worker.stores import resolve
 from somatize_worker.worker import ending, lending
@@ -39,6 +39,7 @@ log = logging.getLogger("somatize.worker")
 
 _TICK_S = 0.25
 _RUN_FAILED = '"event_type":"RunFailed"'
+_TOLD_OF_A_FAILURE = ("error_type", "node_id", "traceback", "item")
 
 
 class Deadline(Exception):
@@ -116,7 +117,7 @@ class PlanSupervision:
                     "inline_limit": settings.inline_limit_bytes,
                     "worker_id": self._tools.worker_id,
                     "cores": self._tools.cores,
-                    "first": claim.attempts == 0 and not claim.journal,
+                    "first": claim.seq == 0,
                     "note": host.note,
                 },
             ]
@@ -192,27 +193,30 @@ class PlanSupervision:
         if kind == "suspended":
             return self._suspend(said)
         decision = after_failure(self._claim, said.get("error_mro", ()), error=said["error"])
-        if isinstance(decision, Fail):
-            details = {key: said[key] for key in ("error_type", "node_id", "traceback") if said.get(key)}
-            failed = ending.failed(said["error"], **details, **self._about())
-            return self._finish(failed, garbage=said.get("garbage", ()))
-        return self._hand_back(said["error"], count_attempt=True, delay_ms=decision.delay_ms)
+        if isinstance(decision, Retry) and self._has_time_for(decision):
+            return self._hand_back(said["error"], count_attempt=True, delay_ms=decision.delay_ms)
+        details = {key: said[key] for key in _TOLD_OF_A_FAILURE if said.get(key) is not None}
+        return self._finish(ending.failed(said["error"], **details, **self._about()), garbage=said.get("garbage", ()))
 
     def _after_death(self, death: HostDied) -> End | None:
         if self._running.interruption is not None:
             return self._interrupted(self._running.interruption)
         decision = after_death(self._claim)
-        if isinstance(decision, Fail):
-            return self._finish(
-                ending.failed(
-                    death.message,
-                    error_type="somatize_worker.errors.HostDied",
-                    node_id=death.details.get("node"),
-                    certificate=death.details,
-                    **self._about(),
-                )
+        if isinstance(decision, Retry) and self._has_time_for(decision):
+            return self._hand_back(death.message, count_attempt=True, delay_ms=decision.delay_ms)
+        return self._finish(
+            ending.failed(
+                death.message,
+                error_type="somatize_worker.errors.HostDied",
+                node_id=death.details.get("node"),
+                certificate=death.details,
+                **self._about(),
             )
-        return self._hand_back(death.message, count_attempt=True, delay_ms=decision.delay_ms)
+        )
+
+    def _has_time_for(self, retry: Retry) -> bool:
+        """Whether another attempt would start before the deadline."""
+        return self._deadline is None or time.monotonic() + retry.delay_ms / 1000 < self._deadline
 
     def _interrupted(self, why: Interruption) -> End | None:
         if why is Interruption.LOST:

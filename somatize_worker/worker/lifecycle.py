@@ -27,6 +27,20 @@ def runtime() -> Runtime:
     return _runtime
 
 
+def hand_back() -> None:
+    """Told to stop at once: what runs goes back to the other workers."""
+    if _runtime is not None:
+        _runtime.hand_back()
+
+
+def close() -> None:
+    """The last plan has left: stop what is still there of this process's runtime."""
+    global _runtime
+    if _runtime is not None:
+        closing, _runtime = _runtime, None
+        closing.close()
+
+
 def connect(app: Celery, settings: Settings) -> None:
     """Hook this application's workers; other Celery applications in the process are left alone."""
 
@@ -58,10 +72,7 @@ def connect(app: Celery, settings: Settings) -> None:
             _runtime.drain()
 
     def stopped(**_: Any) -> None:
-        global _runtime
-        if _runtime is not None:
-            closing, _runtime = _runtime, None
-            closing.close()
+        close()
 
     signals.celeryd_after_setup.connect(start, weak=False)
     signals.worker_ready.connect(ready, weak=False)

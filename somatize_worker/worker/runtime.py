@@ -106,6 +106,11 @@ class Runtime:
             time.sleep(0.05)
         self.runs.interrupt_all(Interruption.HAND_BACK)
 
+    def hand_back(self) -> None:
+        """Told to stop at once: take nothing more, and give back what runs."""
+        self._draining.set()
+        self.runs.interrupt_all(Interruption.HAND_BACK)
+
     def close(self) -> None:
         """The last plan is done: stop threads and hosts."""
         self.keeper.stop()
@@ -131,9 +136,16 @@ class Runtime:
             return work(self.tools, running).run()
 
     def _claim(self, plan_id: str, nonce: bytes) -> Claim | None:
-        if self._draining.is_set():
-            return None  # still queued in the ledger: another worker is woken for it
-        return self.ledger.claim(plan_id, self.worker_id, nonce=nonce)
+        if not self._draining.is_set():
+            return self.ledger.claim(plan_id, self.worker_id, nonce=nonce)
+        self._wake_another(plan_id)
+        return None
+
+    def _wake_another(self, plan_id: str) -> None:
+        """This worker has the wake-up of a plan that it is not going to run."""
+        record = self.ledger.record(plan_id)
+        if record.state == "queued":
+            self._send([Wake(plan_id, record.queue, record.priority, record.summary, record.kind)])
 
     def cancel(self, plan_id: str, reason: str) -> str:
         """Cancel anywhere; whoever runs it kills it. Returns the state it was in."""

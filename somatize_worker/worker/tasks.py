@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Celery, Task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 
 from somatize_worker.errors import InvalidMessage, PlanCancelled, PlanFailed, ServerUnreachable, SomaError
 from somatize_worker.messaging import ASSIGN_JOB, ASSIGN_PLAN

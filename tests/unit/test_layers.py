@@ -16,7 +16,7 @@ PACKAGE = "somatize_worker"
 ROOT = Path(somatize_worker.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-_BASE = {"errors", "settings", "packing", "report", "values", "requirements"}
+_BASE = {"errors", "settings", "packing", "report", "values", "requirements", "readable"}
 _MESSAGES = _BASE | {"protocol", "ports"}
 _DATA = _MESSAGES | {"pipeline", "stores", "ledger"}
 _SENDING = _DATA | {"messaging", "submission"}
@@ -29,7 +29,9 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "packing"},
     "values": {"errors", "packing"},
     "requirements": {"errors"},
+    "readable": set(),
     "orphan": set(),
+    "owned": {"orphan"},
     "protocol": {"errors", "packing", "values"},
     "ports": {"errors", "packing", "protocol"},
     "pipeline": _MESSAGES,
@@ -42,8 +44,8 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": _DATA | {"job rules", "hosts"},
     "worker": _SENDING | {"job rules", "hosts", "jobs"},
     "coordinator": _SENDING | {"job rules"},
-    "server": {"errors", "orphan"},
-    "local": _SENDING | {"coordinator", "server", "orphan"},
+    "server": {"errors", "owned"},
+    "local": _SENDING | {"coordinator", "server", "orphan", "owned"},
     "cli": _SENDING | {"coordinator", "server", "local", "worker", "hosts", "job rules", "jobs"},
     "__main__": {"cli"},
 }

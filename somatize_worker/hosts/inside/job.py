@@ -23,6 +23,9 @@ DESCRIPTION = "job.marshal"
 INPUT = "input.json"
 PARAMS = "params.json"
 
+_VALUE_LIMIT_CHARS = 4 << 20
+_VALUE_LIMIT_LEVELS = 100
+
 
 class Refused(Exception):
     """The entry point cannot be run or its value not be kept; the message says it all, so no traceback is shown."""
@@ -215,12 +218,27 @@ def _checked(value: Any, name: str) -> Any:
     import json
 
     try:
-        return json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+        text = json.dumps(value, default=_plain)
+        if len(text) > _VALUE_LIMIT_CHARS:
+            raise ValueError(f"{len(text)} characters of JSON are too many, {_VALUE_LIMIT_CHARS} are allowed")
+        plain = json.loads(text, parse_constant=lambda _: None)
+        if not _fits(plain, _VALUE_LIMIT_LEVELS):
+            raise ValueError(f"it is nested more than {_VALUE_LIMIT_LEVELS} levels deep")
     except (TypeError, ValueError, RecursionError) as error:
         raise Refused(
-            f"{name}() returned what JSON cannot hold ({error}): return numbers, texts, lists and dictionaries of "
+            f"{name}() returned what a result cannot hold ({error}): return numbers, texts, lists and dictionaries of "
             "them, and write everything else to files under outputs/"
         ) from None
+    return plain
+
+
+def _fits(value: Any, levels: int) -> bool:
+    """Whether data are nested at most so many levels deep."""
+    if not isinstance(value, (dict, list)):
+        return True
+    return levels > 0 and all(
+        _fits(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -257,9 +275,14 @@ def _about_failure(error: BaseException, root: str) -> dict[str, Any]:
     return {
         "ok": False,
         "error": said,
-        "error_type": f"{type(error).__module__}.{type(error).__qualname__}",
+        "error_type": _name(type(error)),
+        "error_mro": [_name(kind) for kind in type(error).__mro__],
         "traceback": text,
     }
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _write(control: str, result: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ end
 return {
   epoch,
   redis.call('HMGET', record_key(id), 'kind', 'attempts', 'deaths', 'spec', 'code', 'requirements', 'root', 'path',
-    'timeout_ms', 'max_attempts', 'queue', 'priority', 'summary', 'retry'),
+    'timeout_ms', 'max_attempts', 'queue', 'priority', 'summary', 'retry', 'seq'),
   redis.call('HGETALL', 'soma:journal:' .. id),
   math.max(0, tonumber(redis.call('HGET', record_key(id), 'deadline') or now) - now),
 }
