@@ -150,7 +150,9 @@ def _look_for_leaks(report: Report, cluster: LocalCluster, options: Soak, run: s
     report.add("files in the store", f"{count:,} ({size / 1e6:.0f} MB), {partial} of them incomplete")
     for name, values in (("first worker", samples.worker), ("server", samples.server)):
         before, after = leaks.growth(values)
-        report.add(f"memory of the {name}", f"{before / 1e6:.0f} → {after / 1e6:.0f} MB, peak {max(values) / 1e6:.0f} MB")
+        report.add(
+            f"memory of the {name}", f"{before / 1e6:.0f} → {after / 1e6:.0f} MB, peak {max(values) / 1e6:.0f} MB"
+        )
         if options.expire or name == "first worker":
             report.check(f"memory of the {name} stays flat", [] if leaks.is_flat(values) else [f"{before} → {after}"])
 

@@ -355,4 +355,3 @@ def _not_ready(worker: WorkerProcess, what: str) -> HostNotReady:
     lines = worker.log.splitlines()[-_LINES_SHOWN:]
     said = "\n".join(f"  {line}" for line in lines) or "  (nothing)"
     return HostNotReady(f"worker {worker.worker_id} {what}. It logged:\n{said}", worker_id=worker.worker_id)
-

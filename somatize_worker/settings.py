@@ -107,9 +107,7 @@ def passed_on(more: Iterable[str] = (), environ: Mapping[str, str] | None = None
 def inherited(*patterns: str, environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The variables of this process by name or ``PREFIX_*``, for a tool that the worker itself runs."""
     environ = os.environ if environ is None else environ
-    return {
-        name: value for name, value in environ.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
-    }
+    return {name: value for name, value in environ.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def _setting(default: Any, help: str, parse: Any = str) -> Any:

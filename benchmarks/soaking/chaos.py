@@ -17,7 +17,9 @@ import redis
 from somatize_worker import LocalCluster
 from somatize_worker.local import WorkerProcess
 
-_QUEUES: Final = tuple(f"{tag}{ending}" for tag in ("cpu", "gpu") for ending in ("", "\x06\x163", "\x06\x166", "\x06\x169"))
+_QUEUES: Final = tuple(
+    f"{tag}{ending}" for tag in ("cpu", "gpu") for ending in ("", "\x06\x163", "\x06\x166", "\x06\x169")
+)
 _PAUSE_S: Final = (0.5, 3.0)
 
 

@@ -12,13 +12,12 @@ from typing import Any, Final, TypeVar
 import redis
 from kombu.exceptions import OperationalError
 
+from benchmarks.soaking.requests import Request
 from somatize_worker import Coordinator, PlanCancelled, PlanFailed
 from somatize_worker.coordinator import PlanHandle
 from somatize_worker.errors import PlanNotFound, ResultTimeout
 from somatize_worker.ledger import TERMINAL, Record
 from somatize_worker.messaging import ASSIGN_PLAN, make_app
-
-from benchmarks.soaking.requests import Request
 
 _T = TypeVar("_T")
 _COLLECTORS: Final = 6

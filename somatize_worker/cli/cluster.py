@@ -117,7 +117,7 @@ def _patience(folder: Path | None) -> str:
 
 
 def _print_log(worker_id: str, line: str) -> None:
-    errors.print(f"[dim]{worker_id}[/] {escape(line)}", highlight=False, soft_wrap=True)
+    errors.print(f"[dim]{worker_id}[/] {escape(line)}", highlight=False)
 
 
 def _up_json(cluster: LocalCluster) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _print_up(cluster: LocalCluster) -> None:
     console.print("\nIn another terminal:\n", highlight=False)
     environ = cluster.environ()
     for name in (settings_module.variable("redis_url"), settings_module.variable("store")):
-        console.print(f"  export {name}={environ[name]}", style="cyan", highlight=False, soft_wrap=True)
+        console.print(f"  export {name}={environ[name]}", style="cyan", highlight=False)
     console.print("  somatize workers", style="cyan", highlight=False)
     console.print("\nCtrl-C stops it.", highlight=False)
 
@@ -186,10 +186,10 @@ def _worker_table(found: list[WorkerInfo]) -> Table:
     many_hosts = len({info.host for info in found}) > 1
     if many_hosts:
         table.add_column("host", overflow="fold")
-    for name in ("plans", "waiting", "cores"):
+    for name in ("plans", "queued", "cores"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("CPU", no_wrap=True)
-    table.add_column("memory", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
     has_gpus = any(info.capabilities.gpus for info in found)
     if has_gpus:
         table.add_column("GPUs", overflow="fold")
@@ -203,7 +203,7 @@ def _worker_table(found: list[WorkerInfo]) -> Table:
             str(load.queue_depth),
             str(capabilities.cpu_cores),
             share_bar(load.cpu_usage),
-            f"{share_bar(load.memory_usage)} [dim]of[/] {readable.size(capabilities.ram_bytes)}",
+            f"{load.memory_usage:.0%} [dim]of[/] {readable.size(capabilities.ram_bytes)}",
             *(
                 [", ".join(f"{gpu.name} {readable.size(gpu.memory_bytes)}" for gpu in capabilities.gpus)]
                 if has_gpus
@@ -242,9 +242,9 @@ def doctor(url: Url = None, json: Json = False) -> None:
         if json:
             continue
         mark = "[green]✓[/]" if check.ok else "[red]✗[/]"
-        console.print(f"{mark} [bold]{check.name:<10}[/] {escape(check.found)}", highlight=False, soft_wrap=True)
+        console.print(f"{mark} [bold]{check.name:<10}[/] {escape(check.found)}", highlight=False)
         if check.remedy:
-            console.print(f"  [yellow]→ {escape(check.remedy)}[/]", highlight=False, soft_wrap=True)
+            console.print(f"  [yellow]→ {escape(check.remedy)}[/]", highlight=False)
     if json:
         print_json([{"check": c.name, "ok": c.ok, "found": c.found, "remedy": c.remedy} for c in checks])
     if not all(check.ok for check in checks):

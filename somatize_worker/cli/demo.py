@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,6 @@ from somatize_worker.errors import SomaError
 from somatize_worker.readable import duration
 
 if TYPE_CHECKING:
-    from somatize_worker.cli import digits
     from somatize_worker.coordinator import Coordinator, PlanHandle, RunResult
 
 
@@ -64,24 +62,17 @@ def _run(seed: int, teller: _Silent) -> dict[str, Any]:
 
     begun = time.perf_counter()
     teller.say("Starting a Valkey server and two Celery workers, tagged [cyan]cpu[/] and [cyan]trainer[/] …")
-    with ThreadPoolExecutor(1) as meanwhile:
-        images = meanwhile.submit(_images, seed)  # loading scikit-learn takes as long as starting the workers
-        with LocalCluster({"cpu": 1, "trainer": 1}) as cluster:
-            ready_s = round(time.perf_counter() - begun, 2)
-            names = " and ".join(f"[cyan]{worker.worker_id}[/]" for worker in cluster.workers)
-            teller.say(f"{names} are ready, after {duration(ready_s)}.\n")
-            return {"ready_s": ready_s, **_train_and_test(cluster.coordinator(), images.result(), seed, teller)}
+    with LocalCluster({"cpu": 1, "trainer": 1}) as cluster:
+        ready_s = round(time.perf_counter() - begun, 2)
+        names = " and ".join(f"[cyan]{worker.worker_id}[/]" for worker in cluster.workers)
+        teller.say(f"{names} are ready, after {duration(ready_s)}.\n")
+        return {"ready_s": ready_s, **_train_and_test(cluster.coordinator(), seed, teller)}
 
 
-def _images(seed: int) -> digits.Images:
+def _train_and_test(coordinator: Coordinator, seed: int, teller: _Silent) -> dict[str, Any]:
     from somatize_worker.cli import digits
 
-    return digits.load(seed)
-
-
-def _train_and_test(coordinator: Coordinator, data: digits.Images, seed: int, teller: _Silent) -> dict[str, Any]:
-    from somatize_worker.cli import digits
-
+    data = digits.load(seed)
     teller.say(f"Training on {len(data.x_train)} images of handwritten digits:")
     training = coordinator.fit(digits.make_pipeline(seed), data.x_train, data.y_train, on="cpu")
     fitted = training.result(timeout=300, progress=teller.progress)

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from somatize_worker import Filter, report
 from somatize_worker.pipeline import Pipeline, pipeline
 
-EPOCHS = 200
+EPOCHS = 120
 
 
 class Images(NamedTuple):

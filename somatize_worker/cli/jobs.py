@@ -136,7 +136,7 @@ def _follow_json(handle: JobHandle) -> bool:
 @app.command("fetch")
 def fetch(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, or the beginning of one that is unique.")],
-    names: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="Which files; default: all.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Which files; default: all.")] = None,
     to: Annotated[Path, typer.Option(help="Folder to copy them to.")] = Path("outputs"),
     url: Url = None,
     json: Json = False,

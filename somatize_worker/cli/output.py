@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from somatize_worker.errors import SomaError
 
-_WIDTH_OF_A_PIPE: Final = 200
+_WIDTH_OF_A_PIPE: Final = 4000
 
 console = Console()
 errors = Console(stderr=True)
@@ -53,8 +53,9 @@ Url = Annotated[
 
 def fit_pipe() -> None:
     """Where no terminal says how wide it is, and nobody set COLUMNS, keep a table's row on one line."""
-    if not console.is_terminal:
-        console.width = shutil.get_terminal_size((_WIDTH_OF_A_PIPE, 24)).columns
+    for stream in (console, errors):
+        if not stream.is_terminal:
+            stream.width = shutil.get_terminal_size((_WIDTH_OF_A_PIPE, 24)).columns
 
 
 def let_go_of_output() -> None:
@@ -94,7 +95,7 @@ def complain(error: SomaError) -> int:
     if _for_programs:
         print_json_line(error.to_dict())
     else:
-        errors.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False)
     return 1
 
 

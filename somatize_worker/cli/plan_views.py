@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _MADE_ID: Final = re.compile(r"([0-9a-f]{32})(\.[\w.]+)?")
 _SHORT_ID: Final = 10
 _ROOMY: Final = 110  # columns from which on a table shows everything
+_CAUSE_CHARS: Final = 120
 _ALIASES: Final = {"running": "leased", "leased": "running"}
 _STATES: Final = ("queued", "running", "waiting", "succeeded", "failed", "cancelled")
 
@@ -52,34 +53,42 @@ def short_id(plan_id: str) -> str:
 
 
 def print_records(records: Sequence[Record]) -> None:
-    """A table of plans; with the whole id and more columns where there is room."""
-    roomy = console.width >= _ROOMY
+    """A table of plans; with more columns where there is room, and everything on one line in a pipe."""
     piped = not console.is_terminal
+    roomy = piped or console.width >= _ROOMY
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("plan", no_wrap=True)
-    table.add_column("what", ratio=1, min_width=12, overflow="fold")
+    table.add_column("what", min_width=12, overflow="fold")
     table.add_column("state", no_wrap=True)
     if roomy:
         table.add_column("queue", overflow="fold")
     table.add_column("worker", overflow="fold")
     table.add_column("took", justify="right", no_wrap=True)
     table.add_column("submitted", justify="right", no_wrap=True)
+    if piped:
+        table.add_column("why")
     for record in records:
         state = state_text(record.state)
-        what = Text(record.summary)
-        if record.cause and record.state != "succeeded":
-            what.append(f"{' – ' if piped else chr(10)}{record.cause}", "dim")
-        runs = f" [dim]×{len(record.history)}[/]" if len(record.history) > 1 else ""
+        what, why = Text(record.summary), "" if record.state == "succeeded" else _one_line(record.cause)
+        if why and not piped:
+            what.append(f"\n{why if len(why) <= _CAUSE_CHARS else f'{why[:_CAUSE_CHARS]}…'}", "dim")
+        runs = len(_ended_runs(record))
         table.add_row(
             record.plan_id if piped else short_id(record.plan_id),
             what,
-            f"[{STATE_STYLES[state]}]{state}[/]{runs}",
+            f"[{STATE_STYLES[state]}]{state}[/]{f' [dim]×{runs}[/]' if runs > 1 else ''}",
             *([record.queue] if roomy else []),
             record.worker or (record.history[-1]["worker"] if record.history else ""),
             _took(record),
             ago(record.created),
+            *([escape(why)] if piped else []),
         )
     console.print(table)
+
+
+def _ended_runs(record: Record) -> list[Mapping[str, Any]]:
+    """Its runs, without those that ended because it had to wait for parts that run elsewhere."""
+    return [entry for entry in record.history if entry.get("why") != "waiting"]
 
 
 def _took(record: Record) -> str:
@@ -102,18 +111,23 @@ def record_json(record: Record) -> dict[str, Any]:
 def print_attempts(record: Record, parts: Sequence[Record]) -> None:
     """How a plan ended, with each run of it and of its parts where there was more than one."""
     state = state_text(record.state)
-    errors.print(f"[{STATE_STYLES[state]}]{state}[/] {escape(record.cause)}".rstrip(), highlight=False)
+    errors.print(f"[{STATE_STYLES[state]}]{state}[/] {escape(_one_line(record.cause))}".rstrip(), highlight=False)
     for one in (record, *parts):
-        ends = [entry for entry in one.history if entry.get("why") != "waiting"]
+        ends = _ended_runs(one)
         if len(ends) > 1 or one is not record:
-            errors.print(f"  {escape(one.summary if one is not record else 'this plan')}", highlight=False)
+            name = f"part {one.plan_id.removeprefix(record.plan_id)}" if one is not record else "runs"
+            errors.print(f"  {escape(name)} [dim]{escape(one.summary)}[/]", highlight=False)
             for entry in ends:
-                errors.print(f"    [dim]run {entry['epoch']} on[/] {_run_text(entry)}", highlight=False)
+                errors.print(f"    {_run_text(entry)}", highlight=False)
 
 
 def _run_text(entry: Mapping[str, Any]) -> str:
     took = duration(max(0, entry["ended"] - entry["started"]) / 1000) if entry.get("started") else "?"
-    return f"{escape(str(entry['worker']))}  [dim]{took}[/]  {escape(str(entry.get('why') or 'done'))}"
+    return f"{escape(str(entry['worker']))}  [dim]{took}[/]  {escape(_one_line(str(entry.get('why') or 'done')))}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -156,9 +170,9 @@ _DESCRIBED: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "NodeProgress": lambda event: f"{event['progress']:.0%}",
     "NodeCompleted": lambda event: f"{duration(event['duration'] / 1000)}  {event['output_summary']}",
     "NodeCacheHit": lambda event: f"{duration(event['load_time'] / 1000)}  from the cache",
-    "NodeFailed": lambda event: str(event["error"]),
+    "NodeFailed": lambda event: _one_line(str(event["error"])),
     "RunCompleted": lambda event: duration(event["duration"] / 1000),
-    "RunFailed": lambda event: str(event["error"]),
+    "RunFailed": lambda event: _one_line(str(event["error"])),
     "TrialMetric": _metric,
 }
 

@@ -16,6 +16,7 @@ from somatize_worker.coordinator.jobs import JobHandle
 from somatize_worker.coordinator.mapping import Mapper
 from somatize_worker.coordinator.registry import WorkerInfo
 from somatize_worker.coordinator.session import Session
+from somatize_worker.errors import InvalidPipeline
 from somatize_worker.ledger import Ledger, Record, Submission
 from somatize_worker.packing import pack
 from somatize_worker.pipeline import CompiledPipeline, Target, compile_once
@@ -120,16 +121,25 @@ class Coordinator:
 
         Args:
             items: any iterable, endless ones included: only a bounded number is in flight.
+            on: the tag (or worker) whose workers share the items.
             batch_size: items for each plan; default: what takes about a tenth of a second.
             as_completed: yield ``(index, output)`` as they come instead.
+            options: as for :meth:`forward`.
+
+        Raises:
+            PlanFailed: an item failed; ``details["item"]`` is its index. Outputs of the batches before come first.
+            InvalidPipeline: a ``batch_size`` that is no positive number.
         """
+        if batch_size is not None and batch_size < 1:
+            raise InvalidPipeline(f"batch_size={batch_size!r} should be a positive number, or None")
         compiled = self.compile(pipeline)
 
         def send(batch: list[Any], then: Callable[[str], None]) -> PlanHandle:
             return self.submit(compiled, "forward", batch, on=on, then=then, each=True, **options)
 
-        slots = self.session.registry.slots(queue_of(on))
-        return Mapper(send, slots=slots, batch_size=batch_size).run(items, ordered=not as_completed)
+        queue = queue_of(on)
+        mapper = Mapper(send, slots=lambda: self.session.registry.slots(queue), batch_size=batch_size)
+        return mapper.run(items, ordered=not as_completed)
 
     def submit(
         self,

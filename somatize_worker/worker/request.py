@@ -16,6 +16,11 @@ class WakeRequest(Request):
     Celery program is the only copy until then. Celery's own ``revoke`` and Flower's Terminate cancel the plan.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # The ledger writes the result, whatever the sender's message asks of Celery: two would overwrite each other.
+        self._ignore_result = self._request_dict["ignore_result"] = True
+
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool took the task: keep the acknowledgement at hand for the moment when the plan is known."""
         lifecycle.runtime().expect_acknowledgement(self.id, self.acknowledge)

@@ -26,3 +26,9 @@ def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
             return stack.enter_context(cluster)
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def env_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the session's Python environments lie (the setting ``env_folder``)."""
+    return str(tmp_path_factory.mktemp("environments"))

@@ -49,7 +49,7 @@ def test_what_cannot_be_finished_is_handed_back(make_cluster: MakeCluster, tmp_p
     assert (result.output, result.attempts) == (3, 1)
     assert result.worker_id == cluster.workers[-1].worker_id
     assert ran(tmp_path) == ["first", "last"]  # what was finished before is not run again
-    assert [entry["why"] for entry in run.record.history][0] == "the worker is stopping"
+    assert run.record.history[0]["why"] == "the worker is stopping"
     assert (run.record.attempts, run.record.deaths) == (0, 0)
     kinds = [event.event_type for event in run.events()]
     assert kinds.count("RunStarted") == kinds.count("RunCompleted") == 1

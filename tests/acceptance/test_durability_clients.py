@@ -16,6 +16,7 @@ from tests.acceptance.conftest import MakeCluster
 from tests.support.plans import counts
 from tests.support.server import poll
 
+
 def test_another_process_takes_the_plan_up(make_cluster: MakeCluster, tmp_path: Path) -> None:
     cluster = make_cluster({"cpu": 1})
     notes, gate = tmp_path / "notes", tmp_path / "gate"

@@ -15,7 +15,7 @@ from somatize_worker import Coordinator, protocol
 from somatize_worker.messaging import make_app
 from tests.acceptance.conftest import MakeCluster
 from tests.support.cluster import Cluster
-from tests.support.plans import Note, Waits, counts, runs
+from tests.support.plans import Note, Waits, counts
 from tests.support.server import poll
 
 

@@ -77,7 +77,11 @@ def test_a_death_is_retried_as_often_as_was_asked(c: Coordinator, tmp_path: Path
     assert caught.value.details["attempts"] == 3
     assert caught.value.details["certificate"]["signal"] == "SIGABRT"
     record = run.record
-    assert [("SIGABRT" in entry["why"], entry["epoch"]) for entry in record.history] == [(True, 1), (True, 2), (True, 3)]
+    assert [("SIGABRT" in entry["why"], entry["epoch"]) for entry in record.history] == [
+        (True, 1),
+        (True, 2),
+        (True, 3),
+    ]
     assert record.deaths == 0  # no worker died of it
     assert [event.event_type for event in run.events()].count("RunFailed") == 1
 

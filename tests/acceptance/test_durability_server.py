@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from somatize_worker import Coordinator
 from somatize_worker.coordinator import PlanHandle
 from somatize_worker.errors import ServerUnreachable
 from somatize_worker.settings import Settings
 from tests.acceptance.conftest import MakeCluster
-from tests.support.cluster import Cluster, short
-from tests.support.plans import Note, Prints, Waits, counts, runs
+from tests.support.cluster import Cluster
+from tests.support.plans import Note, Prints, Waits, counts
 from tests.support.server import free_port, poll
 
 
@@ -32,7 +31,8 @@ class Busy:
         self.gate = folder / "gate"
         self.c.forward(lambda x: x, 0).result(timeout=20)
         self.remote = self.c.forward(
-            Note(self.notes, "parent") >> Waits(self.notes, self.gate, "child").on("gpu") >> Note(self.notes, "last"), 10
+            Note(self.notes, "parent") >> Waits(self.notes, self.gate, "child").on("gpu") >> Note(self.notes, "last"),
+            10,
         )
         self.running = [
             self.c.forward(Waits(self.notes, self.gate, f"waits{n}") >> Note(self.notes, f"after{n}"), n)
@@ -55,7 +55,9 @@ class Busy:
 
     def _under_way(self) -> bool:
         seen = counts(self.notes)
-        return {"waits0", "waits1", "waits2", "child"} <= seen.keys() and bool(self.c.ledger.output(self.printing.plan_id))
+        return {"waits0", "waits1", "waits2", "child"} <= seen.keys() and bool(
+            self.c.ledger.output(self.printing.plan_id)
+        )
 
     def _collect_events(self) -> None:
         self.events += self.printing.messages()

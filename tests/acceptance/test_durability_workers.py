@@ -90,7 +90,9 @@ def test_a_worker_paused_beyond_its_lease_comes_too_late(make_cluster: MakeClust
     assert record.epoch == 2
     assert record.result is not None
     assert record.result["worker_id"] == result.worker_id
-    assert c.forward(lambda x: x, 5, on=WorkerId(late.worker_id), wait=True).result(timeout=20).output == 5  # it works on
+    assert (
+        c.forward(lambda x: x, 5, on=WorkerId(late.worker_id), wait=True).result(timeout=20).output == 5
+    )  # it works on
 
 
 @pytest.mark.parametrize("also_host", [False, True], ids=["worker", "worker-and-host"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,7 +193,7 @@ def test_events_come_under_one_id_in_order_with_the_worker_of_each(c: Coordinato
     by_node: dict[str, list[str]] = {}
     workers: dict[str, set[str]] = {}
     for message in messages[1:-1]:
-        node_id = message.event.node_id  # type: ignore[union-attr, attr-defined]
+        node_id = getattr(message.event, "node_id", "")
         by_node.setdefault(node_id, []).append(message.event.event_type)
         workers.setdefault(node_id, set()).add(message.worker_id.partition("-")[0])
     assert by_node["round"] == ["NodeStarted", "NodeCompleted"] * 20
@@ -236,8 +235,8 @@ def test_a_failed_child_names_its_node_and_takes_its_siblings_along(c: Coordinat
     poll(lambda: all(c.plan(one.plan_id).done() for one in c.ledger.family(run.plan_id)), timeout_s=10)
     states = sorted(record.state for record in c.ledger.family(run.plan_id))
     assert states == ["cancelled", "failed"]
-    failed = [message for message in run.messages() if isinstance(message.event, protocol.NodeFailed)]
-    assert [(message.event.node_id, message.worker_id[0]) for message in failed][0] == ("bad", "b")  # type: ignore[union-attr, attr-defined]
+    failed: list[Any] = [message for message in run.messages() if isinstance(message.event, protocol.NodeFailed)]
+    assert (failed[0].event.node_id, failed[0].worker_id[0]) == ("bad", "b")
     assert [event.event_type for event in run.events()].count("RunFailed") == 1
     assert ran(tmp_path) == []
 

@@ -3,7 +3,7 @@
 -- KEYS    none
 -- ARGV    1 who looks   2 ms that the lock lasts   3 most entries of each kind to return
 --         4 ms after which a wake-up may be taken for lost   5 where to go on in the queue (a rank)
---         6.. suffixes of the lists that a Celery queue consists of ('' first, then one for each priority)
+--         6.. suffixes of the lists that a Celery queue consists of, one for every three priorities
 -- Returns {0} when somebody else holds the lock, else
 --         {1, expired leases as plan id, epoch, lease, ..., wake-ups, number of plans in soma:cancelling,
 --         where to go on in the queue}
@@ -43,27 +43,49 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'soma:deadlines', '-inf', now, '
   end
 end
 
--- Plans that wait although their queue is empty: nobody will ever be told of them. (A wake-up that a worker has taken
--- but not yet acted on looks the same; one more does no harm.)
-local empty = {}
-local function is_empty(queue)
-  if empty[queue] == nil then
-    empty[queue] = true
-    for i = 6, #ARGV do
-      if redis.call('LLEN', queue .. ARGV[i]) > 0 then
-        empty[queue] = false
+-- Plans whose wake-up is lost: it is not in its list any more, and nobody has acted on it. (One that a worker has taken
+-- but not yet acted on looks the same; one more does no harm.) A list is first in, first out, so a wake-up has left it
+-- when the next one to be taken was sent later, or when it is empty. When that next one was sent is known of a plan that
+-- was woken once only, when it was created; in a busy queue that is nearly every plan.
+local function list_of(queue, priority)
+  local step = math.max(0, math.min(math.floor(priority / 3), #ARGV - 6))
+  return queue .. ARGV[6 + step]
+end
+local reached = {}
+local function reached_by(list)
+  if reached[list] == nil then
+    reached[list] = 0
+    local message = redis.call('LINDEX', list, -1)
+    if not message then
+      reached[list] = now
+    else
+      local next_id = string.match(message, '"id": *"([^"]+)"') or ''
+      local sent = redis.call('ZSCORE', 'soma:queued', next_id)
+      if sent and sent == redis.call('HGET', record_key(next_id), 'created') then
+        reached[list] = tonumber(sent)
       end
     end
   end
-  return empty[queue]
+  return reached[list]
 end
-local waiting = redis.call('ZRANGEBYSCORE', 'soma:queued', '-inf', now - tonumber(ARGV[4]), 'LIMIT', offset, most)
+-- The plans that wait longest are looked at each time, the others in turns.
+local old, often = now - tonumber(ARGV[4]), math.floor(most / 4)
+local waiting = redis.call('ZRANGEBYSCORE', 'soma:queued', '-inf', old, 'LIMIT', 0, often)
+local rest = redis.call('ZRANGEBYSCORE', 'soma:queued', '-inf', old, 'LIMIT', often + offset, most - often)
+for _, id in ipairs(rest) do
+  waiting[#waiting + 1] = id
+end
+local moved = 0
 for _, id in ipairs(waiting) do
-  local record = read(id, 'state', 'queue')
+  local record = read(id, 'state', 'queue', 'priority')
   if record.state ~= 'queued' then
-    redis.call('ZREM', 'soma:queued', id)
-  elseif is_empty(record.queue or '') then
-    requeue(id, now, wakes)
+    moved = moved + redis.call('ZREM', 'soma:queued', id)
+  else
+    local list = list_of(record.queue or '', tonumber(record.priority or 0))
+    if reached_by(list) - tonumber(ARGV[4]) > tonumber(redis.call('ZSCORE', 'soma:queued', id)) then
+      requeue(id, now, wakes)
+      moved = moved + 1
+    end
   end
 end
 
@@ -74,5 +96,5 @@ if #gone > 0 then
   redis.call('ZREM', 'soma:finished', unpack(gone))
 end
 
-local next_offset = #waiting == most and offset + most or 0
+local next_offset = #rest == most - often and math.max(0, offset + #rest - moved) or 0
 return { 1, expired, wakes, redis.call('ZCARD', 'soma:cancelling'), next_offset }

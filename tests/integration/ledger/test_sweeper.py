@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 
 import pytest
@@ -10,11 +11,13 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 
 from somatize_worker.errors import PlanFailed, ServerUnreachable
-from somatize_worker.ledger import Claim, Ledger, Sweeper, Wake, connect, keys
+from somatize_worker.ledger import Claim, Ledger, Submission, Sweeper, Wake, connect, keys
 from tests.integration.ledger.conftest import LEASE_S, SETTINGS, Plans, event, server_ms, succeeded
 from tests.support.server import Server, poll
 
 Leased = Callable[..., Claim]
+LIST = "cpu\x06\x163"
+"""Where wake-ups of the default queue and priority lie."""
 
 
 @pytest.fixture
@@ -152,7 +155,7 @@ def test_a_plan_whose_deadline_passes_while_it_waits_is_woken(
     parent = leased(timeout_ms=100)
     assert 0 < parent.remaining_ms <= 100
     ledger.suspend(parent.plan_id, 1, [new("child", path="0", queue="slow")])
-    ledger.client.lpush("slow", "a message")
+    ledger.client.lpush("slow\x06\x163", "a message")
     wakes = poll(lambda: sweeper.tick(0.0))
     assert ids(wakes) == [parent.plan_id]
     again = ledger.claim(parent.plan_id, "w2")
@@ -161,9 +164,11 @@ def test_a_plan_whose_deadline_passes_while_it_waits_is_woken(
     assert ledger.client.exists(keys.DEADLINES) == 0
 
 
-@pytest.mark.parametrize("suffix", keys.LIST_SUFFIXES)
-def test_a_lost_wake_up_is_sent_again(ledger: Ledger, sweeper: Sweeper, new: Plans, suffix: str) -> None:
-    plan = new(queue="lost", priority=3, summary="s")
+@pytest.mark.parametrize(
+    "priority, suffix", [(0, ""), (2, ""), (3, "\x06\x163"), (5, "\x06\x163"), (6, "\x06\x166"), (9, "\x06\x169")]
+)
+def test_a_lost_wake_up_is_sent_again(ledger: Ledger, sweeper: Sweeper, new: Plans, priority: int, suffix: str) -> None:
+    plan = new(queue="lost", priority=priority, summary="s")
     ledger.submit(plan)
     assert sweeper.tick(0.0) == []
     age(ledger, 60)
@@ -176,12 +181,38 @@ def test_a_lost_wake_up_is_sent_again(ledger: Ledger, sweeper: Sweeper, new: Pla
     assert sweeper.tick(0.0) == [plan.wake()]
 
 
+def test_a_wake_up_lost_from_a_queue_that_is_never_empty(ledger: Ledger, sweeper: Sweeper, new: Plans) -> None:
+    lost, waits, later = new("lost"), new("waits"), new("later")
+    ledger.submit(lost)
+    age(ledger, 60)
+    ledger.submit(waits)
+    age(ledger, 60)
+    ledger.submit(later)
+    age(ledger, 60)
+
+    def queue(*plans: Submission) -> None:
+        ledger.client.delete(LIST)
+        for plan in plans:
+            ledger.client.lpush(LIST, json.dumps({"body": "x", "headers": {"lang": "py", "id": plan.plan_id}}))
+
+    queue(lost, waits, later)
+    assert sweeper.tick(0.0) == []
+    queue(waits, later)
+    assert ids(sweeper.tick(0.0)) == [lost.plan_id]
+    assert sweeper.tick(0.0) == []  # woken just now: it may be at the other end of the list
+    queue(later, lost)
+    assert ids(sweeper.tick(0.0)) == [waits.plan_id]
+    age(ledger, 60)
+    queue(lost, later)  # when this message was sent is not known: the plan was woken twice
+    assert sweeper.tick(0.0) == []
+
+
 def test_many_lost_wake_ups_come_in_batches_past_a_busy_queue(ledger: Ledger, sweeper: Sweeper, new: Plans) -> None:
     busy = [new("busy", queue="busy") for _ in range(500)]
     lost = [new("lost", queue="lost") for _ in range(300)]
     for plan in [*busy, *lost]:
         ledger.submit(plan)
-    ledger.client.lpush("busy", "a message")
+    ledger.client.lpush("busy\x06\x163", "a message")
     age(ledger, 60)
     woken: set[str] = set()
     for _ in range(8):
