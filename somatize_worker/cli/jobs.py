@@ -119,8 +119,12 @@ def _follow(handle: JobHandle, message: protocol.PythonPipelineJob) -> bool:
 
 
 def _print_lines(handle: JobHandle) -> None:
+    from somatize_worker.jobs.printed import parse_object, step_of
+
     for line in handle.output_lines(follow=True):
-        console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
+        said = parse_object(line)
+        if said is None or step_of(said) is None:  # steps are in the picture
+            console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 
 def _follow_json(handle: JobHandle) -> bool:

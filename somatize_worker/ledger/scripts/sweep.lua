@@ -82,7 +82,7 @@ for _, id in ipairs(waiting) do
     moved = moved + redis.call('ZREM', 'soma:queued', id)
   else
     local list = list_of(record.queue or '', tonumber(record.priority or 0))
-    if reached_by(list) - tonumber(ARGV[4]) > tonumber(redis.call('ZSCORE', 'soma:queued', id)) then
+    if reached_by(list) - tonumber(ARGV[4]) / 10 > tonumber(redis.call('ZSCORE', 'soma:queued', id)) then
       requeue(id, now, wakes)
       moved = moved + 1
     end
