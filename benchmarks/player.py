@@ -1,4 +1,7 @@
-"""A contestant in a process of its own: started once, then told to play a few rounds whenever it is its turn."""
+"""A contestant in a process of its own: started once, then told to play a few rounds whenever it is its turn.
+
+What it and its workers print goes to a file, of which the last line is shown if the process is lost.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
 from typing import Any, Final
 
 from benchmarks.work import Job, Work
@@ -37,7 +42,8 @@ class Player:
     ) -> None:
         self.name = name
         self._pipe, theirs = multiprocessing.Pipe()
-        arguments = (theirs, module, work, dict(environ or {}), options)
+        self._printed = tempfile.TemporaryFile()
+        arguments = (theirs, module, work, dict(environ or {}), options, DupFd(self._printed.fileno()))
         self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments)
         self._process.start()
         theirs.close()
@@ -69,6 +75,12 @@ class Player:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._printed.close()
+
+    def _last_line(self) -> str:
+        self._printed.seek(0)
+        *_, last = self._printed.read().decode(errors="replace").splitlines() or ["(it printed nothing)"]
+        return last
 
     def _answer(self, timeout_s: float) -> Any:
         try:
@@ -78,13 +90,18 @@ class Player:
             error, answer = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(_STOP_S)
-            raise Failed(f"its process ended with code {self._process.exitcode}") from None
+            raise Failed(f"its process ended with code {self._process.exitcode}: {self._last_line()}") from None
         if error:
             raise Failed(error)
         return answer
 
 
-def _serve(pipe: Connection, module: str, work: Work, environ: dict[str, str], options: dict[str, Any]) -> None:
+def _serve(
+    pipe: Connection, module: str, work: Work, environ: dict[str, str], options: dict[str, Any], printed: Any
+) -> None:
+    file = printed.detach()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
     os.environ.update(environ)
     try:
         play = importlib.import_module(f"benchmarks.contestants.{module}").play

@@ -74,6 +74,7 @@ def soak(options: Soak) -> Report:
         lease_s=options.lease_s,
         max_attempts=1000,  # the chaos hits the same plan again and again, and no plan is at fault
         grace_s=10.0,
+        idle_hosts=12,  # as many as there are kinds of plans: what is measured is not the start of interpreters
         result_ttl_s=options.result_ttl_s,
         host_env=(leaks.MARK,),
     )

@@ -3,62 +3,49 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from benchmarks.celery_app import QUEUES
 from benchmarks.machine import cores
 from somatize_worker import LocalCluster
+from somatize_worker.owned import OwnedProcess
 
-ROOT = Path(__file__).parent.parent
-_READY_WITHIN_S = 60.0
+ROOT: Final = Path(__file__).parent.parent
+_READY_WITHIN_S: Final = 60.0
+_STOP_WITHIN_S: Final = 10.0
 
 
 class BareWorker:
     """One ``celery -A benchmarks.celery_app worker``, started and logging as :class:`LocalCluster` does it."""
 
     def __init__(self, pool: str, environ: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", "somatize_worker.orphan", str(os.getpid()), sys.executable, "-m", "celery"]
-        command += ["-A", "benchmarks.celery_app", "--workdir", str(ROOT), "worker", "-P", pool, "-Q", QUEUES[pool]]
-        command += ["-c", str(cores()), "-n", f"bare-{pool}@%h", "--loglevel", "INFO"]
-        command += ["--without-mingle", "--without-gossip"]
+        command = [sys.executable, "-m", "celery", "-A", "benchmarks.celery_app", "--workdir", str(ROOT), "worker"]
+        command += ["-P", pool, "-Q", QUEUES[pool], "-c", str(cores()), "-n", f"bare-{pool}@%h"]
+        command += ["--loglevel", "INFO", "--without-mingle", "--without-gossip"]
         environ = {**environ, "C_FORCE_ROOT": "1"}  # Celery refuses pickle to root, which one is in a container
-        self._process = subprocess.Popen(
-            command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        self._lines: deque[bytes] = deque(maxlen=200)
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
+        self._owned = OwnedProcess(command, environ=environ, on_line=self._read)
 
     def wait_ready(self) -> None:
         """Wait for its word that it is ready; RuntimeError with its log if it is not."""
         deadline = time.monotonic() + _READY_WITHIN_S
         while not self._ready.wait(0.05):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the bare Celery worker did not start:\n{b''.join(self._lines).decode()}")
+            if self._owned.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the bare Celery worker did not start:\n{self._owned.tail()}")
 
     def stop(self) -> None:
         """End it."""
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._owned.end(_STOP_WITHIN_S)
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.append(line)
-            if b" ready." in line:
-                self._ready.set()
+    def _read(self, line: str) -> None:
+        if line.endswith(" ready."):
+            self._ready.set()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from somatize_worker import protocol
-from somatize_worker.errors import InvalidPipeline
+from somatize_worker.errors import InvalidMessage, InvalidPipeline
 from somatize_worker.jobs.validation import check_job
 from somatize_worker.ledger import Submission
 from somatize_worker.packing import pack
@@ -94,6 +94,7 @@ def offload_spec(spec: dict[str, Any], store: DataStore, limit: int) -> dict[str
         if size > limit:
             packed = pack(filters)
             spec["filters"] = store.put(packed, key=hashlib.sha256(packed).digest())
+            spec["requirements"] = {entry["node_id"]: entry["requirements"] for entry in filters}
         else:
             spec["filters"] = filters
     return spec
@@ -118,7 +119,10 @@ def message_submission(
     digest = hashlib.sha256(protocol.to_packed(plan)).hexdigest()
     spec = protocol.plan_to_spec(plan)
     code, requirements = code_digest(spec["filters"])
-    soma = {**(spec["metadata"].get("soma") or {}), **(options or {})}
+    given = spec["metadata"].get("soma") or {}
+    if not isinstance(given, dict):
+        raise InvalidMessage(f'plan {plan.plan_id!r}: metadata["soma"] holds options, as an object, not {given!r:.80}')
+    soma = {**given, **(options or {})}
     spec["metadata"] = {**spec["metadata"], "soma": soma}
     return Submission(
         plan_id=plan.plan_id,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +35,9 @@ def play(work: Work) -> Iterator[Jobs]:
     import ray
     from ray.util.multiprocessing import Pool
 
+    folder = tempfile.mkdtemp(prefix="ray-")  # not /tmp/ray, where other sessions may be cleaned up
     ray.init(
+        _temp_dir=folder,
         num_cpus=cores(),
         object_store_memory=_STORE_BYTES,
         include_dashboard=False,
@@ -74,3 +78,4 @@ def play(work: Work) -> Iterator[Jobs]:
         pool.terminate()
     finally:
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)

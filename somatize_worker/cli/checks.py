@@ -46,7 +46,7 @@ def run_checks(url: str | None) -> Iterator[Check]:
     try:
         coordinator = Coordinator(url, settings=settings)
     except SomaError as error:
-        yield Check("server", False, error.message, "start one (`somatize up`), or set SOMA_REDIS_URL")
+        yield Check("server", False, error.message)
         return
     with coordinator:
         yield from _check_cluster(coordinator)

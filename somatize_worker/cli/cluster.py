@@ -53,7 +53,7 @@ def up(
     wanted = dict(_wanted(workers or ["cpu=1"]))
     cluster = LocalCluster(wanted, slots=slots, folder=folder, port=port, on_log=_print_log if logs else None)
     stop = threading.Event()
-    with _terminated_like_interrupted():
+    with _ended_by_signals():
         try:
             with console.status("starting a server and workers …") if not json else _nothing():
                 cluster.start()
@@ -78,17 +78,18 @@ def _wanted(words: list[str]) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends ``up`` as Ctrl-C does."""
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM ends ``up`` as Ctrl-C does; and so does SIGINT where a script's ``up &`` was started to ignore it."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

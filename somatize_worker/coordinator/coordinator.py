@@ -164,6 +164,8 @@ class Coordinator:
     ) -> PlanHandle:
         """What :meth:`fit` and :meth:`forward` call; ``then`` is called with the plan's id when it has ended."""
         compiled = compile_once(pipeline)
+        self._check(compiled, plan_id)
+        self.session.registry.require([queue_of(on), *compiled.targets], wait=wait)
         policy = Policy(
             timeout_s=timeout,
             priority=priority,
@@ -173,7 +175,7 @@ class Coordinator:
             max_attempts=max_attempts,
         )
         spec = compiled.spec(
-            plan_id=plan_id or uuid.uuid4().hex,
+            plan_id=uuid.uuid4().hex if plan_id is None else plan_id,
             mode=mode,
             input=to_plain(x),
             y=to_plain(y),
@@ -194,9 +196,19 @@ class Coordinator:
             requirements=compiled.requirements,
             **policy.fields(self.settings),
         )
-        self.session.registry.require([queue_of(on), *compiled.targets], wait=wait)
         reply = self.session.hand_in(submission, then)
         return PlanHandle(self.session, submission.plan_id, root=submission.plan_id, source=compiled, reply=reply)
+
+    def _check(self, compiled: CompiledPipeline, plan_id: str | None) -> None:
+        limit = self.settings.max_plan_depth
+        if compiled.depth > limit:
+            raise InvalidPipeline(
+                f"the pipeline is nested {compiled.depth} deep, more than the limit of {limit}: make it flatter, or raise "
+                "SOMA_MAX_PLAN_DEPTH"
+            )
+        problem = protocol.id_problem(plan_id) if plan_id is not None else ""
+        if problem:
+            raise InvalidPipeline(f"plan {plan_id!r:.100} cannot run: {problem}", plan_id=plan_id)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

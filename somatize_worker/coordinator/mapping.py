@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from somatize_worker.coordinator.handles import PlanHandle, RunResult
-from somatize_worker.errors import PlanFailed
+from somatize_worker.errors import PlanFailed, ServerUnreachable
+
+log = logging.getLogger("somatize.coordinator")
 
 _LARGEST_BATCH = 10_000
 _LARGEST_BATCH_BYTES = 16 << 20
@@ -85,10 +88,17 @@ class Mapper:
                 outputs = enumerate(result.output, batch.first)
                 yield from (output for _, output in outputs) if ordered else outputs
         finally:
-            for batch in self._out.values():
-                batch.handle.cancel("its map was given up")
+            self._give_up()
         if self._source_error is not None:
             raise self._source_error
+
+    def _give_up(self) -> None:
+        """Cancel what is still out: nobody is going to take it."""
+        try:
+            for batch in self._out.values():
+                batch.handle.cancel("its map was given up")
+        except ServerUnreachable as error:
+            log.warning("%d plans of a map that was given up could not be cancelled: %s", len(self._out), error)
 
     def _has_room(self) -> bool:
         now = time.monotonic()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from somatize_worker import protocol
-from somatize_worker.errors import NoWorker
 from somatize_worker.ledger import Ledger
 
 _TRUST_S = 1.0
@@ -68,26 +67,10 @@ class Registry:
         Raises:
             NoWorker: one is not served.
         """
-        missing = [] if wait else self._missing(targets)
-        if missing:
-            raise self._no_worker(missing)
-
-    def _missing(self, targets: Iterable[str]) -> list[str]:
+        if wait:
+            return
         now = time.monotonic()
         unsure = [target for target in targets if now - self._served.get(target, -_TRUST_S) >= _TRUST_S]
         if unsure:
-            served = {queue for worker in self._ledger.workers() for queue in worker["queues"]}
-            self._served.update(dict.fromkeys(served, now))
-            unsure = [target for target in unsure if target not in served]
-        return unsure
-
-    def _no_worker(self, missing: list[str]) -> NoWorker:
-        tags = list(self._ledger.served_tags())
-        workers = ", ".join(worker["worker_id"] for worker in self._ledger.workers())
-        served = f"served now: {', '.join(tags)} (by {workers})" if tags else "no worker is running"
-        return NoWorker(
-            f"no live worker serves {' or '.join(map(repr, missing))}; {served}. Start one with "
-            f"`celery -A somatize_worker worker -Q {missing[0]}`, or pass wait=True to queue the plan until one comes",
-            missing=missing,
-            served=tags,
-        )
+            self._ledger.require_served(unsure)
+            self._served.update(dict.fromkeys(unsure, now))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from somatize_worker.coordinator.registry import Registry
 from somatize_worker.coordinator.replies import Replies, Reply
 from somatize_worker.ledger import Ledger, Submission, connect
-from somatize_worker.messaging import make_app, send_wakes
+from somatize_worker.messaging import WakeUps, make_app
 from somatize_worker.settings import Settings
 from somatize_worker.stores import open_store
 
@@ -26,6 +26,7 @@ class Session:
         self.ledger = Ledger(client, settings)
         self.store = open_store(settings, client)
         self.app = make_app(settings)
+        self.wake_ups = WakeUps(self.app, self.ledger)
         self.replies = Replies(self.ledger)
         self.registry = Registry(self.ledger)
 
@@ -35,17 +36,17 @@ class Session:
         Returns where the end will be put (``then`` is called with the plan's id when it is there); None if the plan
         was known already, and its record is to be read first.
         """
+        wake_up = self.wake_ups.entry(submission.wake())
         reply = self.replies.expect(submission.plan_id, then)
-        submitted = self.ledger.submit(replace(submission, reply=self.replies.channel))
+        submitted = self.ledger.submit(replace(submission, reply=self.replies.channel), wake_up=wake_up)
         if not submitted.created:
             self.replies.forget(submission.plan_id, reply)
             return None
-        send_wakes(self.app, [submission.wake()])
         return reply
 
     def cancel(self, plan_id: str, reason: str) -> None:
         """Cancel a plan or job, wherever it is."""
-        send_wakes(self.app, self.ledger.cancel(plan_id, reason).wake)
+        self.wake_ups.send(self.ledger.cancel(plan_id, reason).wake)
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -56,8 +56,9 @@ class Ledger(Reader, Registry):
         self._report = scripts.load("report")
         self._finish = scripts.load("finish")
 
-    def submit(self, submission: Submission) -> Submitted:
-        """Record a plan, once. If it is queued, the caller sends its wake-up.
+    def submit(self, submission: Submission, *, wake_up: tuple[str, bytes] | None = None) -> Submitted:
+        """Record a plan, once. With ``wake_up``, a Redis list and a message, that message is put on the list (at its
+        left end) if the plan is new; without, the caller sees to it that a new plan is woken.
 
         The same id with the same digest again is the same plan; new aliases and a new reply channel are added to it. A
         plan that was cancelled before it was seen stays cancelled.
@@ -71,6 +72,7 @@ class Ledger(Reader, Registry):
             submission.digest,
             submission.reply,
             "\n".join(submission.aliases),
+            *(wake_up or ("", "")),
         ]
         arguments += _fields(submission)
         what, state = self.run(self._submit, arguments)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from somatize_worker.errors import NoWorker
 from somatize_worker.ledger import keys, scripts
 from somatize_worker.packing import pack, unpack
 
@@ -58,6 +59,27 @@ class Registry(scripts.Runner):
         for worker in self.workers():
             counts.update(queues_of(worker) - {worker["worker_id"]})
         return dict(sorted(counts.items()))
+
+    def require_served(self, queues: Iterable[str]) -> None:
+        """Make sure that live workers read all these queues.
+
+        Raises:
+            NoWorker: nobody reads one of them; ``details["served"]`` lists the tags that are served.
+        """
+        workers = self.workers()
+        served = {queue for worker in workers for queue in queues_of(worker)}
+        missing = [queue for queue in dict.fromkeys(queues) if queue not in served]
+        if not missing:
+            return
+        ids = {str(worker["worker_id"]) for worker in workers}
+        tags = sorted(served - ids)
+        there = f"served now: {', '.join(tags)} (by {', '.join(sorted(ids))})" if workers else "no worker is running"
+        raise NoWorker(
+            f"no live worker serves {' or '.join(map(repr, missing))}; {there}. Start one with "
+            f"`celery -A somatize_worker worker -Q {missing[0]}`, or pass wait=True to queue the plan until one comes",
+            missing=missing,
+            served=tags,
+        )
 
     def queue_depth(self, queues: Iterable[str]) -> int:
         """How many Celery messages wait in these queues, all priorities together."""

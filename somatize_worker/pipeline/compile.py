@@ -16,7 +16,7 @@ from somatize_worker.pipeline import pickling
 from somatize_worker.pipeline.adapters import wrapped
 from somatize_worker.pipeline.fingerprint import fingerprint_of
 from somatize_worker.pipeline.function_adapter import FunctionFilter
-from somatize_worker.pipeline.outline import Node, Plan, normalised, outline, targets_in
+from somatize_worker.pipeline.outline import Node, Plan, depth_of, normalised, outline, targets_in
 from somatize_worker.pipeline.steps import Pipeline, as_step
 from somatize_worker.pipeline.targets import Target
 from somatize_worker.values import PICKLE_MAGIC, pickle_state
@@ -59,6 +59,7 @@ class CompiledPipeline:
         python: the minor version that pickled (``"3.11"``).
         requirements: what the filters declare to need, together, sorted.
         targets: names of the tags and workers that parts of it are sent to.
+        depth: how deep the plan is nested.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class CompiledPipeline:
         self.python = python
         self.spread = spread
         self.requirements = tuple(sorted({line for one in self.filters for line in one.requirements}))
+        self.depth = depth_of(plan)
         self.targets = tuple(target.name for target in targets_in(plan))
         self._fingerprints = dict(fingerprints or {})
         self._plans: dict[Target | None, Plan] = {None: plan}
@@ -242,12 +244,16 @@ def compile_once(obj: Any) -> CompiledPipeline:
         >>> compiled.spec(plan_id="p1", mode="forward", input=x)
 
     Raises:
-        InvalidPipeline: something that cannot be a step, names given twice, a filter that does not pickle.
+        InvalidPipeline: something that cannot be a step, names given twice, a filter that does not pickle, a pipeline
+            nested deeper than Python can follow.
     """
     if isinstance(obj, CompiledPipeline):
         return obj
     root = as_step(obj)
-    made = outline(root)
+    try:
+        made = outline(root)
+    except RecursionError:
+        raise InvalidPipeline("the pipeline is nested too deep to be sent: make it flatter") from None
     pickles: dict[int, bytes] = {}
     return CompiledPipeline(
         made.plan,

@@ -254,21 +254,30 @@ def _joined(plans: Iterable[Plan]) -> list[Plan]:
     return joined
 
 
+def depth_of(plan: Plan) -> int:
+    """How deep a plan is nested; 1 for a plan without plans inside."""
+    depth, level = 0, [plan]
+    while level:
+        depth, level = depth + 1, [part for one in level for part in _parts(one)]
+    return depth
+
+
+def _parts(plan: Plan) -> Iterable[Plan]:
+    ((kind, body),) = plan.items()
+    if kind in ("Sequence", "Parallel"):
+        return body
+    if kind == "Branch":
+        return [arm for _, arm in body["arms"]]
+    return [body["body"]] if kind == "Loop" else [body["plan"]] if kind == "Remote" else []
+
+
 def targets_in(plan: Plan) -> tuple[Target, ...]:
     """Every place that the plan sends a part of itself to, each once, in order."""
     return tuple(dict.fromkeys(_targets(plan)))
 
 
 def _targets(plan: Plan) -> Iterator[Target]:
-    ((kind, body),) = plan.items()
-    if kind == "Remote":
-        yield Target.of(body["target"])
-        yield from _targets(body["plan"])
-    elif kind in ("Sequence", "Parallel"):
-        for part in body:
-            yield from _targets(part)
-    elif kind == "Loop":
-        yield from _targets(body["body"])
-    elif kind == "Branch":
-        for _, arm in body["arms"]:
-            yield from _targets(arm)
+    if "Remote" in plan:
+        yield Target.of(plan["Remote"]["target"])
+    for part in _parts(plan):
+        yield from _targets(part)

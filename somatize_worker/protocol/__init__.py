@@ -24,7 +24,7 @@ from somatize_worker.protocol.assignments import (
     Success,
 )
 from somatize_worker.protocol.base import Message, OneOf
-from somatize_worker.protocol.checks import check_plan
+from somatize_worker.protocol.checks import check_plan, id_problem
 from somatize_worker.protocol.convert import (
     dataref_to_reference,
     input_to_plain,
@@ -269,6 +269,7 @@ __all__ = [
     "from_data",
     "from_json",
     "from_msgpack",
+    "id_problem",
     "input_to_plain",
     "job_result_message",
     "last_node_id",

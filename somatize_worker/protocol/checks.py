@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from somatize_worker.errors import InvalidMessage, InvalidPipeline
 from somatize_worker.protocol.assignments import Fit, SerializedPlan
@@ -23,6 +23,8 @@ from somatize_worker.protocol.plans import (
     plan_depth,
     walk,
 )
+
+_LONGEST_ID: Final = 200
 
 
 def check_plan(serialized: SerializedPlan, max_depth: int) -> None:
@@ -57,12 +59,22 @@ def check_plan(serialized: SerializedPlan, max_depth: int) -> None:
         )
 
 
+def id_problem(plan_id: str) -> str:
+    """What is wrong with a plan's id; empty if nothing is."""
+    if not plan_id:
+        return "its plan_id is empty: give it one"
+    if len(plan_id) > _LONGEST_ID or not plan_id.isprintable():
+        return f"its plan_id should be printable text of at most {_LONGEST_ID} characters"
+    return ""
+
+
 _Problem = tuple[str, tuple[str, ...]]
 
 
 def _problems(serialized: SerializedPlan) -> Iterator[_Problem]:
-    if not serialized.plan_id:
-        yield "its plan_id is empty: give it one", ()
+    problem = id_problem(serialized.plan_id)
+    if problem:
+        yield problem, ()
     yield from _filter_problems(serialized)
     for part in walk(serialized.plan):
         yield from _part_problems(part)

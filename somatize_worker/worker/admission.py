@@ -27,11 +27,16 @@ class Admission:
 
         Raises:
             InvalidMessage, InvalidPipeline: it cannot run as written.
+            NoWorker: a part of it is for a tag that nobody serves, and its metadata does not say ``{"soma": {"wait":
+                true}}``.
             PlanConflict: its id is taken by another plan.
         """
         parsed = protocol.from_json(protocol.CoordinatorToWorker, message)
         if not isinstance(parsed, protocol.AssignPlan):
             raise InvalidMessage(f"somatize.assign_plan takes an AssignPlan message, not {_type_of(message)}")
+        targets = protocol.remote_targets(parsed.plan.plan)
+        if targets and not _waits(parsed.plan.metadata):
+            self._ledger.require_served([str(target) for target in targets])
         submission = message_submission(
             parsed.plan,
             queue=queue,
@@ -64,6 +69,11 @@ class Admission:
         )
         patiently(lambda: self._ledger.submit(submission))
         return parsed.job.job_id
+
+
+def _waits(metadata: Any) -> bool:
+    options = metadata.get("soma") if isinstance(metadata, dict) else None
+    return isinstance(options, dict) and bool(options.get("wait"))
 
 
 def _type_of(message: Any) -> str:

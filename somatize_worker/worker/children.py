@@ -8,6 +8,7 @@ from typing import Any
 
 from somatize_worker.ledger import Claim, Submission
 from somatize_worker.packing import Reference, pack
+from somatize_worker.worker import needs
 
 
 def child_plans(claim: Claim, spec: Mapping[str, Any], children: Iterable[Mapping[str, Any]]) -> list[Submission]:
@@ -21,14 +22,14 @@ def _child(claim: Claim, spec: Mapping[str, Any], child: Mapping[str, Any]) -> S
         **(spec["metadata"].get("soma") or {}),
         "run_id": claim.root,
         "parent": claim.plan_id,
+        "names": child.get("names") or [],
     }
     options.pop("each", None)  # the parent has cut its input into items; a child runs on one
     node_ids = set(child["node_ids"])
     filters = spec["filters"]
-    requirements: tuple[str, ...] = claim.requirements
+    needed = needs.by_node(spec, child["node_ids"])
     if not isinstance(filters, Reference):
         filters = [entry for entry in filters if entry["node_id"] in node_ids]
-        requirements = tuple(sorted({line for entry in filters for line in entry["requirements"]}))
     packed = pack(
         {
             "plan_id": plan_id,
@@ -36,6 +37,7 @@ def _child(claim: Claim, spec: Mapping[str, Any], child: Mapping[str, Any]) -> S
             "mode": spec["mode"],
             "input": child["input"],
             "filters": filters,
+            **({"requirements": needed} if isinstance(filters, Reference) and needed else {}),
             "metadata": {**spec["metadata"], "soma": options},
         }
     )
@@ -46,7 +48,7 @@ def _child(claim: Claim, spec: Mapping[str, Any], child: Mapping[str, Any]) -> S
         digest=hashlib.sha256(packed).hexdigest(),
         summary=f"{child['node_id']} of {claim.summary}",
         code=claim.code,  # any host that has run a part of this pipeline fits: filters are unpickled for each plan
-        requirements=requirements,
+        requirements=tuple(sorted({line for lines in needed.values() for line in lines})),
         priority=claim.priority,
         max_attempts=claim.max_attempts,
         timeout_ms=claim.remaining_ms,  # it cannot be of use for longer than its parent has

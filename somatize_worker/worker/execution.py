@@ -28,7 +28,7 @@ from somatize_worker.hosts import WAKE, Host
 from somatize_worker.ledger import Outcome, Retry, after_death, after_failure, failed_event, patiently
 from somatize_worker.packing import Reference, unpack
 from somatize_worker.stores import resolve
-from somatize_worker.worker import ending, lending
+from somatize_worker.worker import ending, lending, needs
 from somatize_worker.worker.adoption import Adoption
 from somatize_worker.worker.children import child_plans
 from somatize_worker.worker.publisher import Publisher
@@ -39,7 +39,7 @@ log = logging.getLogger("somatize.worker")
 
 _TICK_S = 0.25
 _RUN_FAILED = '"event_type":"RunFailed"'
-_TOLD_OF_A_FAILURE = ("error_type", "node_id", "traceback", "item")
+_TOLD_OF_A_FAILURE = ("error_type", "node_id", "traceback")
 
 
 class Deadline(Exception):
@@ -98,7 +98,7 @@ class PlanSupervision:
 
     def _acquire(self, gpus: list[int] | None) -> Host:
         with self._tools.environments.python_for(
-            self._claim.requirements, base=True, cancelled=lambda: self._running.interruption is not None
+            needs.requirements(self._spec), base=True, cancelled=lambda: self._running.interruption is not None
         ) as environment:
             return self._tools.hosts.acquire(self._claim.code, environment.python, lending.environment(gpus))
 
@@ -195,8 +195,10 @@ class PlanSupervision:
         decision = after_failure(self._claim, said.get("error_mro", ()), error=said["error"])
         if isinstance(decision, Retry) and self._has_time_for(decision):
             return self._hand_back(said["error"], count_attempt=True, delay_ms=decision.delay_ms)
-        details = {key: said[key] for key in _TOLD_OF_A_FAILURE if said.get(key) is not None}
-        return self._finish(ending.failed(said["error"], **details, **self._about()), garbage=said.get("garbage", ()))
+        told = {key: said[key] for key in _TOLD_OF_A_FAILURE if said.get(key)}
+        details = {**(said.get("details") or {}), **told, **self._about()}
+        details.pop("error", None)
+        return self._finish(ending.failed(said["error"], **details), garbage=said.get("garbage", ()))
 
     def _after_death(self, death: HostDied) -> End | None:
         if self._running.interruption is not None:
@@ -229,6 +231,7 @@ class PlanSupervision:
         return {
             "output": self._files.adopt(said["output"]),
             "states": self._files.adopt(said["states"]),
+            **({"names": said["names"]} if said.get("names") else {}),
             "duration_ms": said["duration_ms"],
             **self._about(),
         }

@@ -6,14 +6,18 @@ from typing import Any
 
 from celery.worker.request import Request
 
+from somatize_worker.errors import PlanCancelled
+from somatize_worker.transport import WAKE_HEADER
 from somatize_worker.worker import lifecycle
 
 
 class WakeRequest(Request):
     """A wake-up, or a whole protocol message.
 
-    It is acknowledged early, but not before the ledger holds its plan: a message that carries a plan from another
-    Celery program is the only copy until then. Celery's own ``revoke`` and Flower's Terminate cancel the plan.
+    A message that carries a plan from another Celery program is acknowledged early, but not before the ledger holds
+    the plan: it is the only copy until then. A wake-up costs nothing to hold (see ``transport``) and is acknowledged
+    when its task is over, which also has the event loop look for the next message. Celery's own ``revoke`` and Flower's
+    Terminate cancel the plan.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -23,8 +27,17 @@ class WakeRequest(Request):
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool took the task: keep the acknowledgement at hand for the moment when the plan is known."""
-        lifecycle.runtime().expect_acknowledgement(self.id, self.acknowledge)
+        if WAKE_HEADER not in self._message.headers:
+            lifecycle.runtime().expect_acknowledgement(self.id, self.acknowledge)
         super().on_accepted(pid, time_accepted)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """The plan did not succeed. To monitors one that was cancelled is a revoked task, not a failed one."""
+        error = exc_info.exception
+        cancelled = isinstance(getattr(error, "exc", error), PlanCancelled)
+        if cancelled and not self._already_revoked:
+            self.send_event("task-revoked", terminated=True, signum=None, expired=False)
+        return super().on_failure(exc_info, send_failed_event=send_failed_event and not cancelled, return_ok=return_ok)
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """``revoke(terminate=True)``: the plan's own process is killed by its supervisor, not the worker's."""

@@ -6,6 +6,7 @@ and sweeps, the listener takes cancellations. Nothing here runs user code.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from somatize_worker.errors import PlanNotFound
 from somatize_worker.hosts import Environments, HostPool
 from somatize_worker.jobs import JobRunner
 from somatize_worker.ledger import Claim, Ledger, Wake, connect, patiently
-from somatize_worker.messaging import send_wakes
+from somatize_worker.messaging import WakeUps
 from somatize_worker.settings import Settings
 from somatize_worker.stores import open_store
 from somatize_worker.worker import machine
@@ -50,6 +51,7 @@ class Runtime:
         self.worker_id = worker_id
         client = connect(settings.redis_url)
         self.ledger = Ledger(client, settings)
+        self.wake_ups = WakeUps(app, self.ledger)
         self.store = open_store(settings, client)
         self.runs = Runs()
         self.hosts = HostPool(settings, self.store.workspace(), worker_id)
@@ -90,6 +92,8 @@ class Runtime:
 
     def announce(self) -> None:
         """The consumer is up: register, so that coordinators route here."""
+        gc.freeze()  # what is loaded now stays: collections need not look at it, ...
+        gc.collect()  # ... nor wait until garbage has become a quarter of it
         self.registration.register()
 
     def drain(self) -> None:
@@ -209,4 +213,4 @@ class Runtime:
             return acknowledge
 
     def _send(self, wakes: list[Wake]) -> None:
-        send_wakes(self.app, wakes)
+        self.wake_ups.send(wakes)

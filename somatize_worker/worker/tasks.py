@@ -82,11 +82,18 @@ def _admit(
         runtime.forget_acknowledgement(task_id)
         raise Reject(requeue=True) from None
     except SomaError as refusal:
-        task.backend.mark_as_failure(task_id, refusal)
-        runtime.acknowledge(task_id)
+        _refuse(task, runtime, refusal)
+        raise
+    except Exception as error:  # a defect: whoever waits must not wait for ever
+        _refuse(task, runtime, SomaError(f"this message could not be taken: {type(error).__name__}: {error}"))
         raise
     runtime.admitted(task_id, plan_id)
     return plan_id
+
+
+def _refuse(task: Task, runtime: Runtime, refusal: SomaError) -> None:
+    task.backend.mark_as_failure(task.request.id, refusal)
+    runtime.acknowledge(task.request.id)
 
 
 def _counted(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> str:

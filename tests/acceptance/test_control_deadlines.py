@@ -184,6 +184,8 @@ def test_a_failed_child_is_retried_once_for_itself_not_for_each_generation(c: Co
         run.result(timeout=20)
     assert failure.value.details["node_id"] == "Flaky"
     assert len(tries(tmp_path)) == 2
+    (child,) = c.ledger.family(run.plan_id)
+    assert (child.attempts, run.record.attempts) == (2, 1)
 
 
 @pytest.mark.parametrize(

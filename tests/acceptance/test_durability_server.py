@@ -130,7 +130,7 @@ def test_the_server_does_not_answer_for_a_while(busy: Busy) -> None:
     busy.check()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("frozen", [True, False], ids=["silent", "refusing"])
 def test_the_server_is_unreachable_for_a_minute(frozen: bool, make_cluster: MakeCluster, tmp_path: Path) -> None:
     cluster = make_cluster({"cpu": 1, "gpu": 1}, slots=3, settings=Settings())

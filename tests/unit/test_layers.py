@@ -19,7 +19,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 _BASE = {"errors", "settings", "packing", "report", "values", "requirements", "readable"}
 _MESSAGES = _BASE | {"protocol", "ports"}
 _DATA = _MESSAGES | {"pipeline", "stores", "ledger"}
-_SENDING = _DATA | {"messaging", "submission"}
+_SENDING = _DATA | {"transport", "messaging", "submission"}
 
 #: What each part may import of ours: its own kind, and the parts listed here.
 ALLOWED: dict[str, set[str]] = {
@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": _MESSAGES,
     "stores": _MESSAGES,
     "ledger": _MESSAGES,
-    "messaging": _BASE | {"ledger"},
+    "transport": set(),
+    "messaging": _BASE | {"ledger", "transport"},
     "job rules": _BASE,
     "submission": _DATA | {"job rules"},
     "hosts": _DATA | {"orphan"},
@@ -68,7 +69,7 @@ OPTIONAL_PACKAGES = {"sklearn", "scipy", "torch"}
 
 #: Who looks at the environment beside settings.py, and why.
 ENVIRONMENT_READERS = {
-    "local.py": "hands its own environment on to the workers that it starts",
+    "local/cluster.py": "hands its own environment on to the workers that it starts",
     "report.py": "reads the file descriptor that a job's worker gave it",
 }
 

@@ -158,6 +158,8 @@ class Branches:
         output, outputs = unpack_live(content["output"]), unpack_live(content["outputs"])
         discard(content["output"])
         discard(content["outputs"])
+        self._run.journal.digests.take_names(output, content["names"]["output"])
+        self._run.journal.digests.take_names(outputs, content["names"]["outputs"])
         assert self._run.interpreter is not None
         self._run.interpreter.accept(task, output, outputs, content["states"])
 
@@ -204,7 +206,7 @@ class Branches:
             run = self._run
             assert run is not None
             try:
-                packed = pack_task(task, run.folder)
+                packed = pack_task(task, run)
             except Unrepresentable:
                 task.stays_here = True
                 self._give_back(group, task)

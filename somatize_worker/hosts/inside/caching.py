@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -48,8 +48,16 @@ def for_data(x: bytes, y: bytes | None, batch_size: int | None) -> bytes:
     return of_parts(x, y or b"", str(batch_size).encode())
 
 
+#: Names of the values in some data: where (keys and indices), and the key.
+Names = list[list[Any]]
+
+
 class Digests:
-    """Digests of values by their content, or by where they came from. One for each plan."""
+    """Digests of values by their content, or by where they came from. One for each plan.
+
+    A value must have the same digest wherever the plan goes on, in this process or another one: its name travels along,
+    as :meth:`names_in` and :meth:`take_names` have it.
+    """
 
     def __init__(self) -> None:
         self._named: dict[int, tuple[weakref.ref[Any], bytes]] = {}
@@ -62,6 +70,29 @@ class Digests:
         except TypeError:
             return
 
+    def names_in(self, value: Any) -> Names:
+        """The names of a value, or of the parts of a list or dict."""
+        return list(self._names_in(value, ())) if self._named else []
+
+    def _names_in(self, value: Any, place: tuple[Any, ...]) -> Iterator[list[Any]]:
+        key = self._name_of(value)
+        if key is not None:
+            yield [list(place), key]
+        elif type(value) is dict:
+            for name, part in value.items():
+                yield from self._names_in(part, (*place, name))
+        elif type(value) in (list, tuple):
+            for index, part in enumerate(value):
+                yield from self._names_in(part, (*place, index))
+
+    def take_names(self, value: Any, names: Names) -> None:
+        """``value`` has come from another process, or from the journal, with these names."""
+        for place, key in names:
+            part = value
+            for step in place:
+                part = part[step]
+            self.name(part, key)
+
     def of(self, value: Any) -> bytes | None:
         """The digest; None for an object that no protocol value can carry."""
         try:
@@ -69,7 +100,7 @@ class Digests:
         except Unrepresentable:
             return None
 
-    def _of(self, value: Any) -> bytes:
+    def _name_of(self, value: Any) -> bytes | None:
         known, key = self._named.get(id(value), (None, b""))
         if known is not None and known() is value:
             return key
@@ -78,6 +109,12 @@ class Digests:
             known, key = self._named.get(id(base), (None, b""))
             if known is not None and known() is base:
                 return key
+        return None
+
+    def _of(self, value: Any) -> bytes:
+        key = self._name_of(value)
+        if key is not None:
+            return key
         if type(value) is dict and all(type(name) is str for name in value):
             parts = [
                 part

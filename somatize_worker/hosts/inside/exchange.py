@@ -15,6 +15,7 @@ import numpy as np
 from somatize_worker.errors import MissingData, StoreError
 from somatize_worker.packing import Reference
 from somatize_worker.stores import formats
+from somatize_worker.stores.references import resolve
 from somatize_worker.values import nbytes
 
 Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -66,13 +67,19 @@ class Exchange:
         self.written: set[Reference] = set()
 
     def load(self, stored: Any) -> Any:
-        """See :class:`Outside`.
+        """See :class:`Outside`. References may also stand inside lists and dicts.
 
         Raises:
-            MissingData: the reference leads nowhere.
+            MissingData: a reference leads nowhere.
         """
-        if not isinstance(stored, Reference):
-            return stored
+        return resolve(self, stored)
+
+    def get(self, stored: Reference) -> Any:
+        """What a reference leads to.
+
+        Raises:
+            MissingData: nothing.
+        """
         path = self._paths.get(stored)
         if path is None:
             answer = self._ask("fetch", {"reference": stored})

@@ -68,11 +68,14 @@ class NodeFailed(Exception):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NodeFailed:
-        """From :meth:`Failure.to_dict`, or from the result of a child plan that failed."""
+        """From :meth:`Failure.to_dict`, or from the result of a child plan that failed.
+
+        The latter has no ``error_mro``: a child has used up its own retries, so its parent is not to retry for it.
+        """
         known = {name: data[name] for name in Failure.__dataclass_fields__ if data.get(name) is not None}
         known.setdefault("error", "it failed and did not say why")
         known.setdefault("error_type", "somatize_worker.errors.PlanFailed")
-        known.setdefault("error_mro", [known["error_type"]])
+        known.setdefault("error_mro", [])
         return cls(Failure(**known))
 
 

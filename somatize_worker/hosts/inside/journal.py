@@ -1,8 +1,9 @@
 """What a plan has done already, kept so that it is not done again: after a crash, or while it waits for its children.
 
 Entries are keyed by the place in the plan's tree, as text: ``"0.2.loop3.1"``; the whole plan is ``"root"``. An entry is
-packed ``{"output": ..., "states": {node: ...}}``, values as :func:`~somatize_worker.values.pickle_state` makes them,
-inline or as references. The entry of a child plan is its result: ``{"state": "succeeded", "output": ..., ...}``.
+packed ``{"output": ..., "states": {node: ...}, "names": ...}``, values as :func:`~somatize_worker.values.pickle_state`
+makes them, inline or as references; names, if there are any, as in :mod:`caching`. The entry of a
+child plan is its result: ``{"state": "succeeded", "output": ..., ...}``.
 
 An entry may cost at most a tenth of the work that it protects. Small values are copied and sent by the flusher, if the
 plan still runs by then; of the steps of a sequence only the newest is kept, with the states fitted so far. Large ones
@@ -21,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from somatize_worker.errors import Unrepresentable
+from somatize_worker.hosts.inside.caching import Digests
 from somatize_worker.hosts.inside.exchange import Outside
 from somatize_worker.hosts.inside.failures import NodeFailed
 from somatize_worker.hosts.inside.sizes import rough_nbytes
@@ -77,6 +79,8 @@ class Journal:
         self._kept: set[str] = set()
         self._lock = threading.Lock()
         self._loose: dict[str, Fitted] = {}
+        #: Which values are known by the key under which they lie in the cache.
+        self.digests = Digests()
         #: Whether there is anything to replay.
         self.replaying = bool(entries)
         #: No entries by choice, say while a plan runs for each of many items.
@@ -130,7 +134,9 @@ class Journal:
             if entry["state"] == "cancelled":
                 entry = {"error_type": "somatize_worker.errors.PlanCancelled", "error": "a part was cancelled", **entry}
             raise NodeFailed.from_dict(entry)
-        return load_state(self._outside.load(entry.get("output")))
+        output = load_state(self._outside.load(entry.get("output")))
+        self.digests.take_names(output, entry.get("names") or [])
+        return output
 
     def _states(self, covered: Callable[[str], bool]) -> dict[str, Any]:
         states: dict[str, Any] = {}
@@ -207,7 +213,10 @@ class Journal:
         stored = _snapshot(self._outside.export(pickle_state(output)))
         states = {node_id: _snapshot(state.export(self._outside)) for node_id, state in self._loose.items()}
         self._loose.clear()
-        self._wait(path, {"output": stored, "states": states}, replaces)
+        entry = {"output": stored, "states": states}
+        if names := self.digests.names_in(output):
+            entry["names"] = names
+        self._wait(path, entry, replaces)
         self._last_point = self._clock()
 
     def _wait(self, path: str, entry: dict[str, Any], replaces: str | None) -> None:

@@ -49,7 +49,7 @@ class Nodes:
         self._outside = outside
         self._journal = journal
         self._events = events
-        self._memory = Memory(program.configuration, outside)
+        self._memory = Memory(program.configuration, outside, journal.digests)
         self._stored_states = dict(program.stored_states)
         self._cached = {node_id for node_id, step in program.steps.items() if _is_cached(program.cache, step)}
         self._y: list[Any] = []

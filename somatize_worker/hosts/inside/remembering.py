@@ -34,10 +34,10 @@ class Hit:
 class Memory:
     """Looks up and keeps outputs and states. ``configuration`` gives the key of a node's code and parameters."""
 
-    def __init__(self, configuration: Callable[[str], bytes], outside: Outside) -> None:
+    def __init__(self, configuration: Callable[[str], bytes], outside: Outside, digests: Digests) -> None:
         self._configuration = configuration
         self._outside = outside
-        self._digests = Digests()
+        self._digests = digests
         self._state_digests: dict[int, tuple[Any, bytes | None]] = {}
 
     def keys_of_fit(self, node_id: str, x: Any, y: Any, batch_size: int | None) -> Keys | None:

@@ -120,6 +120,7 @@ class Run:
         """
         for child in suspended.children:
             if "value" in child:
+                child["names"] = self.journal.digests.names_in(child["value"])
                 child["input"] = self.exchange.export(_plain(child.pop("value"), f"the input of {child['node_id']!r}"))
         return suspended.children
 
@@ -162,6 +163,7 @@ def _succeed(run: Run, runner: Runner | None) -> list[Any]:
         raise InvalidPipeline("a plan for each of many items only forwards: fit it first, on all data")
     interpreter = run.prepare(plan, runner)
     value = run.exchange.load(run.spec.get("input"))
+    run.journal.digests.take_names(value, run.options.get("names") or [])
     if each:
         events.quiet = True
         output: Any = run_each(interpreter, plan, value)
@@ -175,6 +177,7 @@ def _succeed(run: Run, runner: Runner | None) -> list[Any]:
     content = {
         "output": exported,
         "states": states,
+        "names": run.journal.digests.names_in(output),
         "duration_ms": duration_ms,
         "garbage": run.garbage(exported, states),
         "events": events.take(),
@@ -217,19 +220,21 @@ def failed(run: Run, failure: Failure) -> list[Any]:
 # ── branches in helper processes ─────────────────────────────────────────────────────────────────────────────────
 
 
-def pack_task(task: Task, folder: Path) -> dict[str, Any]:
+def pack_task(task: Task, run: Run) -> dict[str, Any]:
     """A branch as a helper's ``branch`` frame carries it, beside what the plan's own frame had.
 
     Raises:
         Unrepresentable: something in it cannot go to another process.
     """
     scope = None if task.scope is None else task.scope.to_parts(task.plan)
+    names_in = run.journal.digests.names_in
     return {
         "plan": task.plan,
         "path": task.path,
         "key": task.key,
-        "value": pack_live(task.value, folder),
-        "scope": pack_live(scope, folder),
+        "value": pack_live(task.value, run.folder),
+        "scope": pack_live(scope, run.folder),
+        "names": {"value": names_in(task.value), "scope": names_in(scope)},
         "leaving": [] if task.scope is None else task.scope.leaving(task.plan),
     }
 
@@ -247,6 +252,9 @@ def run_branch(request: Mapping[str, Any], wire: Wire) -> list[Any]:
 def _branch_done(run: Run) -> list[Any]:
     task = run.request["task"]
     value, parts = unpack_live(task["value"]), unpack_live(task["scope"])
+    digests = run.journal.digests
+    digests.take_names(value, task["names"]["value"])
+    digests.take_names(parts, task["names"]["scope"])
     scope = None if parts is None else Scope.from_parts(task["plan"], parts)
     interpreter = run.prepare(task["plan"], None)
     output = interpreter.run_task(Task(task["plan"], task["path"], task["key"], value, scope))
@@ -254,6 +262,7 @@ def _branch_done(run: Run) -> list[Any]:
     content = {
         "output": pack_live(output, run.folder),
         "outputs": pack_live(outputs, run.folder),
+        "names": {"output": digests.names_in(output), "outputs": digests.names_in(outputs)},
         "states": run.states(),
         "written": list(run.exchange.written),
         "events": run.events.take(),

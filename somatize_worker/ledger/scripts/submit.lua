@@ -1,4 +1,4 @@
--- Record a plan, once. The caller then sends its wake-up.
+-- Record a plan, once, and put its wake-up on the queue.
 --
 -- KEYS    none
 -- ARGV    1 plan id
@@ -6,7 +6,8 @@
 --         3 content digest
 --         4 reply channel, told when the plan ends ('' for none)
 --         5 aliases: other Celery task ids that stand for the plan, one a line
---         6.. fields of a new record: name, value, name, value, ...
+--         6 list on which the wake-up goes ('' for none: the caller sends it)   7 the wake-up's message
+--         8.. fields of a new record: name, value, name, value, ...
 -- Returns {what, state}; what is 'created', 'known' (same content), 'conflict' (other content; nothing is changed) or
 --         'cancelled' (cancelled before it was seen).
 
@@ -14,13 +15,16 @@ local id, nonce, digest, reply, aliases = ARGV[1], ARGV[2], ARGV[3], ARGV[4], AR
 local known = read(id, 'state', 'digest', 'nonce', 'aliases')
 
 if not known.state then
-  create(id, 6, #ARGV, now_ms())
+  create(id, 8, #ARGV, now_ms())
   redis.call('HSET', record_key(id), 'digest', digest, 'nonce', nonce)
   if aliases ~= '' then
     redis.call('HSET', record_key(id), 'aliases', aliases)
   end
   if reply ~= '' then
     redis.call('SADD', 'soma:watchers:' .. id, reply)
+  end
+  if ARGV[6] ~= '' then
+    redis.call('LPUSH', ARGV[6], ARGV[7])
   end
   return { 'created', 'queued' }
 end
@@ -29,7 +33,7 @@ end
 local what = 'known'
 if not known.digest then
   what = 'cancelled'
-  redis.call('HSET', record_key(id), 'digest', digest, unpack(ARGV, 6, #ARGV))
+  redis.call('HSET', record_key(id), 'digest', digest, unpack(ARGV, 8, #ARGV))
 elseif known.digest ~= digest then
   return { 'conflict', known.state }
 elseif known.nonce == nonce then

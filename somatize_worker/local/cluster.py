@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
-import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -19,7 +15,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from somatize_worker import orphan
 from somatize_worker.errors import HostNotReady, InvalidSettings, SomaError
-from somatize_worker.owned import OwnedProcess
+from somatize_worker.local.folders import KeptFolder, TemporaryFolders
+from somatize_worker.local.process import WorkerProcess
 from somatize_worker.server import EmbeddedServer
 from somatize_worker.settings import Settings, table, variable
 
@@ -31,80 +28,6 @@ _LOOK_EVERY_S: Final = 0.02
 _STOP_WITHIN_S: Final = 5.0  # beyond the time that running plans get
 _LINES_SHOWN: Final = 15
 _CANCELLED_AT_MOST: Final = 1000
-
-
-class WorkerProcess:
-    """One Celery worker, started here. It ends with this process at the latest, however that one ends."""
-
-    def __init__(
-        self,
-        worker_id: str,
-        tags: str,
-        slots: int,
-        environ: Mapping[str, str],
-        on_log: Callable[[str, str], None] | None = None,
-    ) -> None:
-        self.worker_id = worker_id
-        self.tags = tags
-        self.slots = slots
-        self.ready = False
-        self._owned = OwnedProcess(
-            # -P: a file of the user's that is called, say, celery.py or queue.py must not be taken for the library
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "somatize_worker.worker",
-                "-Q",
-                tags,
-                "-n",
-                f"{worker_id}@%h",
-                "-c",
-                str(slots),
-            ],
-            environ=environ,
-            kill=True,
-            on_line=None if on_log is None else lambda line: on_log(worker_id, line),
-        )
-        self.process = self._owned.process
-
-    def __repr__(self) -> str:
-        return f"WorkerProcess({self.worker_id!r}, tags={self.tags!r}, pid={self.pid})"
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._owned.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the process lives."""
-        return self.process.poll() is None
-
-    @property
-    def ending(self) -> str:
-        """How it ended: ``code 1``, ``signal 9 (Killed)``; empty while it runs."""
-        code = self.process.poll()
-        if code is None:
-            return ""
-        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"code {code}"
-
-    @property
-    def log(self) -> str:
-        """The last lines that the worker logged."""
-        return self._owned.tail()
-
-    def terminate(self) -> None:
-        """SIGTERM: take nothing new, let plans finish within the grace period, hand back the rest, exit."""
-        self.process.terminate()
-
-    def stop(self, timeout: float) -> None:
-        """SIGTERM, and SIGKILL when it has not ended in ``timeout`` seconds."""
-        self._owned.end(timeout)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self._owned.end(0, signal.SIGKILL)
 
 
 class LocalCluster:
@@ -122,13 +45,14 @@ class LocalCluster:
         workers: how many workers for each tag, ``{"cpu": 2, "gpu": 1}``; ``"cpu,gpu"`` makes workers with both tags.
         slots: plans that each worker runs at once; default: this machine's cores.
         settings: settings instead of those from the environment; a store named there is used.
-        folder: keep the server's and the store's data here.
+        folder: keep the server's and the store's data here, and its port and password, so that a cluster started
+            there again is found at the same URL.
         port: where the server listens, on 127.0.0.1; 0 finds a free one.
         on_log: called with a worker's id and a line that it logged, from a thread of its own.
 
     Raises (on start):
         HostNotReady: a worker that did not start in time, with what it logged.
-        SomaError: the embedded server is not installed.
+        SomaError: the embedded server is not installed; another cluster runs in the folder.
         ServerUnreachable: the server did not start; the port may be in use.
     """
 
@@ -148,7 +72,8 @@ class LocalCluster:
         self._folder = None if folder is None else Path(folder).absolute()
         self._port = port
         self._on_log = on_log
-        self._temporary: _Temporary | None = None
+        self._temporary: TemporaryFolders | None = None
+        self._kept: KeptFolder | None = None
         self._coordinators: list[Coordinator] = []
         self._counts: Counter[str] = Counter()
         self._depth = 0
@@ -186,9 +111,11 @@ class LocalCluster:
 
     def _start(self) -> None:
         if self._folder is None:
-            self._temporary = _Temporary()
-        self.server = EmbeddedServer(port=self._port, folder=self._folder / "server" if self._folder else None)
-        self.server.start()
+            self._temporary = TemporaryFolders()
+            self.server = EmbeddedServer(port=self._port).start()
+        else:
+            self._kept = KeptFolder(self._folder)
+            self.server = self._kept.start_server(self._port)
         self.settings = self._cluster_settings(self.server.url)
         for tags, number in self._wanted.items():
             for _ in range(number):
@@ -288,6 +215,9 @@ class LocalCluster:
                 if self._temporary is not None:
                     self._temporary.remove()
                     self._temporary = None
+                if self._kept is not None:
+                    self._kept.close()
+                    self._kept = None
 
     def _stop_workers(self) -> None:
         running = [worker for worker in self.workers if worker.running]
@@ -317,28 +247,6 @@ class LocalCluster:
                     ledger.cancel(record.plan_id, "the local cluster was closed")
         except SomaError:  # the server does not answer any more: there is nobody left to tell
             return
-
-
-class _Temporary:
-    """Folders for one cluster, removed by a process that sees to it whatever happens to this one."""
-
-    def __init__(self) -> None:
-        name = f"soma-cluster-{os.getpid()}-{secrets.token_hex(4)}"
-        shared = Path("/dev/shm")
-        self.disk = Path(tempfile.gettempdir()) / name
-        self.memory = shared / name if shared.is_dir() and os.access(shared, os.W_OK) else self.disk
-        folders = {self.disk, self.memory}
-        self._remover = subprocess.Popen(
-            [sys.executable, "-I", "-S", orphan.__file__, "--remove", *map(str, folders)],
-            stdin=subprocess.PIPE,
-            cwd="/",
-            start_new_session=True,
-        )
-        for folder in folders:  # only now, so that there is no moment at which they would be left behind
-            folder.mkdir(mode=0o700)
-
-    def remove(self) -> None:
-        self._remover.communicate(b".")  # nobody uses them any more
 
 
 def _wanted(workers: Mapping[str, int] | Sequence[str]) -> dict[str, int]:
