@@ -42,7 +42,7 @@ class Player:
     ) -> None:
         self.name = name
         self._pipe, theirs = multiprocessing.Pipe()
-        self._printed = tempfile.TemporaryFile()
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the player
         arguments = (theirs, module, work, dict(environ or {}), options, DupFd(self._printed.fileno()))
         self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments)
         self._process.start()

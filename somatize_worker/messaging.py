@@ -38,9 +38,31 @@ _NO_ANSWER_S: Final = 10.0
 _LOOK_AROUND_EVERY_S: Final = 0.25
 
 
+class _App(Celery):
+    """An application that stays with its cluster's server.
+
+    Celery puts ``CELERY_BROKER_URL`` and its like above what an application was configured with. Where those are set
+    for another application, wake-ups would go to its server, and the ledger to ours.
+    """
+
+    def __init__(self, server_url: str) -> None:
+        super().__init__("somatize_worker", set_as_current=False)
+        self._server_url = server_url
+        self.backend_cls = server_url
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        return super().connection_for_read(self._ours(url), **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        return super().connection_for_write(self._ours(url), **options)
+
+    def _ours(self, url: str | None) -> str:
+        return url if url and url not in (self.conf.broker_read_url, self.conf.broker_write_url) else self._server_url
+
+
 def make_app(settings: Settings) -> Celery:
     """A Celery application for clients and workers of one cluster."""
-    app = Celery("somatize_worker", set_as_current=False)
+    app = _App(settings.redis_url)
     app.conf.update(
         configuration(settings),
         broker_transport=transport_for(settings.redis_url),

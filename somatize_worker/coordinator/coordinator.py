@@ -203,8 +203,8 @@ class Coordinator:
         limit = self.settings.max_plan_depth
         if compiled.depth > limit:
             raise InvalidPipeline(
-                f"the pipeline is nested {compiled.depth} deep, more than the limit of {limit}: make it flatter, or raise "
-                "SOMA_MAX_PLAN_DEPTH"
+                f"the pipeline is nested {compiled.depth} deep, more than the limit of {limit}: make it flatter, "
+                "or raise SOMA_MAX_PLAN_DEPTH"
             )
         problem = protocol.id_problem(plan_id) if plan_id is not None else ""
         if problem:

@@ -265,7 +265,7 @@ def depth_of(plan: Plan) -> int:
 def _parts(plan: Plan) -> Iterable[Plan]:
     ((kind, body),) = plan.items()
     if kind in ("Sequence", "Parallel"):
-        return body
+        return list(body)
     if kind == "Branch":
         return [arm for _, arm in body["arms"]]
     return [body["body"]] if kind == "Loop" else [body["plan"]] if kind == "Remote" else []

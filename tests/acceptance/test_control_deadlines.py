@@ -97,7 +97,7 @@ def test_time_in_the_queue_does_not_count(c: Coordinator, tmp_path: Path) -> Non
 def test_it_counts_over_all_attempts(c: Coordinator, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     pipeline = Says(tmp_path, "before", 0.3) >> Dies(notes, "exit")
-    run = c.forward(pipeline.cached(False), 1, timeout=1.0, retries=50, retry_delay=0.2)
+    run = c.forward(pipeline.cached(False), 1, timeout=4.0, retries=50, retry_delay=0.1)
     with pytest.raises(PlanFailed):
         run.result(timeout=20)
     assert 1 < len(runs(notes)) < 10

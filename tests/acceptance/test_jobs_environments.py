@@ -1,4 +1,4 @@
-"""Environments of jobs and of filters through a whole cluster: built once, side by side, with the builder's own words."""
+"""Environments of jobs and filters through a whole cluster: built once, side by side, in the builder's words."""
 
 from __future__ import annotations
 
