@@ -37,7 +37,9 @@ def test_a_message_that_dies_with_its_worker(make_cluster: MakeCluster, tmp_path
     cluster.pause(worker)  # its BRPOP waits in the server, and gets the message: popped, and never read
     time.sleep(0.1)
     first = c.forward(Note(notes, "first"), 1)
-    poll(lambda: _queued(cluster) == 0, timeout_s=30, what="the message is taken")
+    time.sleep(0.2)
+    if _queued(cluster):  # it was paused between two waits: then the message is taken here, with the same effect
+        take_message(cluster)
     second = c.forward(Note(notes, "second"), 2)
     assert json.loads(take_message(cluster))["headers"]["id"] == second.plan_id
     cluster.kill(worker)
