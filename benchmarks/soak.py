@@ -38,7 +38,8 @@ RESULTS = Path(__file__).with_name("RESULTS-soak.md")
 class Soak:
     """How long, how many, and how the cluster is set. Whatever comes last, time or plans, decides the end.
 
-    ``expire``: wait until the records have expired, and look whether a key is left.
+    ``pause_s``: from one blow to the next, at least and at most. ``expire``: wait until the records have expired, and
+    look whether a key is left.
     """
 
     seconds: float = 120.0
@@ -46,6 +47,7 @@ class Soak:
     seed: int = 1
     lease_s: float = 3.0
     result_ttl_s: float = 60.0
+    pause_s: tuple[float, float] = (0.5, 3.0)
     expire: bool = True
 
 
@@ -95,7 +97,8 @@ def _run(cluster: LocalCluster, options: Soak, report: Report, run: str, folder:
     notes.mkdir()
     with cluster.coordinator() as c:
         client = Client(c, requests(c, options.seed, notes), backlog=options.plans)
-        ends, sampler, chaos = Ends(cluster.settings.redis_url), leaks.Sampler(cluster), Chaos(cluster, options.seed)
+        ends, sampler = Ends(cluster.settings.redis_url), leaks.Sampler(cluster)
+        chaos = Chaos(cluster, options.seed, options.pause_s)
         started = time.monotonic()
         chaos.start()
         while client.sent.total() < options.plans or time.monotonic() < started + options.seconds:

@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -19,7 +20,7 @@ from kombu.exceptions import OperationalError
 from somatize_worker.errors import ServerUnreachable
 from somatize_worker.ledger import Ledger, Wake
 from somatize_worker.settings import Settings
-from somatize_worker.transport import WAKE_HEADER, transport_for
+from somatize_worker.transport import WAKE_HEADER, through_socket, transport_for
 
 log = logging.getLogger("somatize.messaging")
 
@@ -47,7 +48,7 @@ class _App(Celery):
 
     def __init__(self, server_url: str) -> None:
         super().__init__("somatize_worker", set_as_current=False)
-        self._server_url = server_url
+        self._server_url = through_socket(server_url)
         self.backend_cls = server_url
 
     def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
@@ -62,20 +63,35 @@ class _App(Celery):
 
 def make_app(settings: Settings) -> Celery:
     """A Celery application for clients and workers of one cluster."""
-    app = _App(settings.redis_url)
+    url = celery_url(settings.redis_url)
+    app = _App(url)
     app.conf.update(
         configuration(settings),
-        broker_transport=transport_for(settings.redis_url),
+        broker_transport=transport_for(url),
         worker_consumer="somatize_worker.worker.consumer:PatientConsumer",
     )
     return app
 
 
+def celery_url(url: str) -> str:
+    """The server's URL as Celery wants it.
+
+    With TLS, it insists on being told that certificates are checked. A socket's path is an address of its own kind.
+    """
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    if parts.scheme == "rediss" and "ssl_cert_reqs" not in query:
+        return urlunsplit(parts._replace(query="&".join(filter(None, [parts.query, "ssl_cert_reqs=required"]))))
+    if parts.scheme == "unix":
+        return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={query.get('db', ['0'])[0]}"
+    return url
+
+
 def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings, as far as they name no class of this package."""
     return {
-        "broker_url": settings.redis_url,
-        "result_backend": settings.redis_url,
+        "broker_url": celery_url(settings.redis_url),
+        "result_backend": celery_url(settings.redis_url),
         "accept_content": ["json", "msgpack"],
         "task_serializer": "json",
         "task_ignore_result": True,
@@ -108,7 +124,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "health_check_interval": 10,
             "retry_policy": {"timeout": 5.0},
         },
-        "redis_socket_keepalive": True,
+        "redis_socket_keepalive": urlsplit(settings.redis_url).scheme != "unix",
         "redis_backend_health_check_interval": 10,
     }
 
@@ -126,7 +142,7 @@ class WakeUps:
         self._templates: dict[tuple[str, str, int], tuple[str, dict[str, Any]]] = {}
 
     def entry(self, wake: Wake) -> tuple[str, bytes]:
-        """The Redis list on which a wake-up goes (at the left end), and its message.
+        """The Redis list on which a wake-up goes (on the left; the right end is taken next), and its message.
 
         Raises:
             ServerUnreachable: it does not answer (asked for the first of a kind only, which declares the queue).
@@ -145,11 +161,20 @@ class WakeUps:
         return key, json.dumps(message).encode()
 
     def send(self, wakes: Sequence[Wake]) -> bool:
-        """Send several in one round trip; whether they went. If not, a sweeper sends them once the server is back."""
+        """Send several in one round trip; whether they went. If not, a sweeper sends them once the server is back.
+
+        They are for plans that have been under way before, or parts of such: the first of them is taken next, before
+        those that wait in the queue for their first time. A plan whose worker died need not queue up again.
+        """
         if not wakes:
             return True
         try:
-            self._ledger.commands([("LPUSH", *self.entry(wake)) for wake in wakes])
+            lists: dict[str, list[bytes]] = {}
+            for wake in reversed(wakes):
+                key, message = self.entry(wake)
+                lists.setdefault(key, []).append(message)
+            # All at once: an idle worker would take the last, were that for a moment the only one.
+            self._ledger.commands([("RPUSH", key, *messages) for key, messages in lists.items()])
         except ServerUnreachable as error:
             log.warning("%d wake-ups could not be sent (%s); they are sent once the server is back", len(wakes), error)
             return False

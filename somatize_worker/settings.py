@@ -1,6 +1,6 @@
 """All settings: ``SOMA_*`` environment variables, read once into one frozen object.
 
-Nothing here is read at import time, and no other module reads the environment. :data:`FIELDS_HELP` feeds the
+Nothing here is read at import time, and no other module reads the environment. :func:`table` feeds the
 table in the README and ``somatize doctor``.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -199,5 +199,16 @@ def variable(name: str) -> str:
 
 
 def table() -> list[tuple[str, str, str]]:
-    """Every setting as (variable, default, meaning)."""
-    return [(variable(spec.name), str(spec.default), spec.metadata["help"]) for spec in fields(Settings)]
+    """Every setting as (variable, default as one would write it, meaning)."""
+    return [(variable(spec.name), _written(spec), spec.metadata["help"]) for spec in fields(Settings)]
+
+
+def _written(spec: Field[Any]) -> str:
+    """A setting's default as the text of a variable: ``128k``, ``6``; empty for none."""
+    default: Any = spec.default
+    if isinstance(default, tuple):
+        return " ".join(default)
+    if spec.metadata["parse"] is parse_bytes and default:
+        unit, size = max((item for item in _UNITS.items() if default % item[1] == 0), key=lambda item: item[1])
+        return f"{default // size}{unit}"
+    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -13,9 +13,8 @@ from somatize_worker.errors import InvalidMessage, InvalidPipeline
 from somatize_worker.jobs.validation import check_job
 from somatize_worker.ledger import Submission
 from somatize_worker.packing import pack
-from somatize_worker.ports import DataStore
 from somatize_worker.settings import Settings
-from somatize_worker.stores import offload
+from somatize_worker.stores.references import Putter, offload
 
 _NEVER_S: Final = 3.2e9
 """A hundred years."""
@@ -82,14 +81,17 @@ def code_digest(filters: Iterable[Mapping[str, Any]]) -> tuple[str, tuple[str, .
     return digest.hexdigest(), tuple(sorted(requirements))
 
 
-def offload_spec(spec: dict[str, Any], store: DataStore, limit: int) -> dict[str, Any]:
+def offload_spec(spec: dict[str, Any], store: Putter, limit: int) -> dict[str, Any]:
     """The spec with its large values (input, targets, states, filters) moved to the store."""
     spec = {**spec, "input": offload(store, spec["input"], limit)}
     if isinstance(spec["mode"], dict):
         fit = spec["mode"]["Fit"]
         spec["mode"] = {"Fit": {**fit, "y": offload(store, fit["y"], limit)}}
     if isinstance(spec["filters"], list):
-        filters = [{**entry, "state": offload(store, entry["state"], limit)} for entry in spec["filters"]]
+        filters = [
+            entry if entry["state"] is None else {**entry, "state": offload(store, entry["state"], limit)}
+            for entry in spec["filters"]
+        ]
         size = sum(len(entry["pickle"]) for entry in filters)
         if size > limit:
             packed = pack(filters)
@@ -104,7 +106,7 @@ def message_submission(
     plan: protocol.SerializedPlan,
     *,
     queue: str,
-    store: DataStore,
+    store: Putter,
     settings: Settings,
     policy: Policy,
     options: Mapping[str, Any] | None = None,
@@ -141,7 +143,7 @@ def job_submission(
     job: protocol.PythonPipelineJob,
     *,
     queue: str,
-    store: DataStore,
+    store: Putter,
     settings: Settings,
     policy: Policy,
     aliases: tuple[str, ...] = (),

@@ -121,7 +121,12 @@ def _register() -> None:
 
 def transport_for(url: str) -> str:
     """This transport's name, for the ``broker_transport`` of an application whose broker has this URL."""
-    return _PREFIX + urlsplit(url).scheme
+    return _PREFIX + urlsplit(url).scheme.partition("+")[0]
+
+
+def through_socket(url: str) -> str:
+    """A broker's ``redis+socket://`` URL with this transport's name in it: kombu looks for the name there first."""
+    return _PREFIX + url if urlsplit(url).scheme == "redis+socket" else url
 
 
 _register()

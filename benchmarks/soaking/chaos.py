@@ -20,7 +20,6 @@ from somatize_worker.local import WorkerProcess
 _QUEUES: Final = tuple(
     f"{tag}{ending}" for tag in ("cpu", "gpu") for ending in ("", "\x06\x163", "\x06\x166", "\x06\x169")
 )
-_PAUSE_S: Final = (0.5, 3.0)
 
 
 class Chaos:
@@ -29,9 +28,11 @@ class Chaos:
     Args:
         cluster: kept in an append-only file.
         seed: for the choice of what, whom and when.
+        pause_s: how long it waits between two blows, at least and at most.
     """
 
-    def __init__(self, cluster: LocalCluster, seed: int) -> None:
+    def __init__(self, cluster: LocalCluster, seed: int, pause_s: tuple[float, float]) -> None:
+        self._pause_s = pause_s
         self.done: Counter[str] = Counter()
         self.failures: list[str] = []
         self._cluster = cluster
@@ -64,9 +65,13 @@ class Chaos:
         self._replace()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._rng.uniform(*_PAUSE_S)):
+        first = self._rng.sample(list(self._actions), len(self._actions))  # each once, then at random
+        while not self._stop.wait(self._rng.uniform(*self._pause_s)):
             self._replace()
-            (action,) = self._rng.choices(list(self._actions), list(self._actions.values()))
+            if first:
+                action = first.pop()
+            else:
+                (action,) = self._rng.choices(list(self._actions), list(self._actions.values()))
             try:
                 self.done[action()] += 1
             except Exception as error:  # told in the report: the harness must not fail in silence

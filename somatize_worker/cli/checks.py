@@ -14,7 +14,7 @@ import numpy as np
 
 from somatize_worker import readable
 from somatize_worker.coordinator import Coordinator
-from somatize_worker.errors import NoWorker, ResultTimeout, SomaError
+from somatize_worker.errors import PlanFailed, ResultTimeout, SomaError
 from somatize_worker.ledger import hide_password
 from somatize_worker.settings import Settings, variable
 from somatize_worker.values import summary
@@ -82,10 +82,10 @@ def _attempt(name: str, what: Callable[[], str]) -> Check:
             f"not done within {_PLAN_WITHIN_S:g} s",
             "see whether the workers are busy (`somatize workers`), and what their logs say",
         )
-    except NoWorker as error:  # it stopped while we looked
-        return Check(name, False, error.message)
-    except SomaError as error:
+    except PlanFailed as error:
         return Check(name, False, error.message, "see `somatize plans` and the workers' logs")
+    except SomaError as error:
+        return Check(name, False, error.message)
 
 
 def _durability(info: Mapping[str, object]) -> Check:

@@ -21,6 +21,7 @@ _PHASES: Final = {
     "execute": "run",
     "collect_results": "results",
 }
+_COLLECTING_FAILED: Final = "somatize_worker.errors.Store"
 _MARKS: Final = {"done": ("✓", "green"), "now": ("●", "cyan"), "ahead": ("○", "dim"), "broken": ("✗", "red")}
 
 
@@ -52,8 +53,10 @@ class JobView:
             self._steps = (message.step, message.total)
             self._metrics.update(metrics)
 
-    def ended(self, state: str) -> None:
-        """It is over."""
+    def ended(self, state: str, error_type: str = "") -> None:
+        """It is over. What a failed job left is collected, too: so the last phase does not say where it failed."""
+        if state == "failed" and self._phase == "collect_results" and not error_type.startswith(_COLLECTING_FAILED):
+            self._phase = "execute"
         self._end = state
         self._took = time.monotonic() - self._since
 
@@ -69,7 +72,7 @@ class JobView:
             bar.add_row("", ProgressBar(total=total, completed=step, width=40), f"{step}/{total}")
             parts.append(bar)
         if self._metrics:
-            shown = "  ".join(f"{name} {_short(value)}" for name, value in self._metrics.items())
+            shown = "  ".join(f"{name} {_short(value)}" for name, value in list(self._metrics.items()))
             parts.append(Text(f" {shown}", "magenta", no_wrap=True, overflow="ellipsis"))
         if self._phase == "environment" and self._message and not self._end:
             parts.append(Text(f" {self._message}", "dim", no_wrap=True, overflow="ellipsis"))

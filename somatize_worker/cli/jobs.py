@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.live import Live
 from rich.markup import escape
 from typer.core import TyperGroup
 
@@ -94,18 +93,18 @@ def run(
 
 
 def _follow(handle: JobHandle, message: protocol.PythonPipelineJob) -> bool:
+    from somatize_worker.coordinator.showing import showing
+
     view = JobView(f"{message.entry_point} of {message.pipeline_id}", handle.job_id)
     printer = threading.Thread(target=_print_lines, args=(handle,), daemon=True)
-    with Live(view, console=console, refresh_per_second=12):
+    with showing(view, console):
         printer.start()
         for progress in handle.progress():
             view.take(progress)
         state, said = handle.ending()
         printer.join()
-        view.ended(state)
-    if state != "succeeded":
-        if said.get("traceback"):
-            errors.print(escape(said["traceback"].rstrip()), highlight=False, soft_wrap=True)
+        view.ended(state, str(said.get("error_type", "")))
+    if state != "succeeded":  # a traceback has been shown: the job prints it, as any Python program does
         errors.print(f"[red]{state}[/]: {escape(str(said.get('error', '')))}", highlight=False, soft_wrap=True)
         return False
     took = duration(said["duration_ms"] / 1000)

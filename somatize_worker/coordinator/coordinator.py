@@ -16,6 +16,7 @@ from somatize_worker.coordinator.jobs import JobHandle
 from somatize_worker.coordinator.mapping import Mapper
 from somatize_worker.coordinator.registry import WorkerInfo
 from somatize_worker.coordinator.session import Session
+from somatize_worker.coordinator.shelf import Shelf
 from somatize_worker.errors import InvalidPipeline
 from somatize_worker.ledger import Ledger, Record, Submission
 from somatize_worker.packing import pack
@@ -42,6 +43,7 @@ class Coordinator:
         settings = settings or Settings.from_env()
         self.settings = replace(settings, redis_url=url) if url else settings
         self.session = Session(self.settings)
+        self._shelf = Shelf(self.session.store, self.session.ledger)
 
     @property
     def ledger(self) -> Ledger:
@@ -99,7 +101,7 @@ class Coordinator:
 
         Raises:
             NoWorker: nobody serves a tag that the plan needs.
-            InvalidPipeline, Unrepresentable, PlanConflict: before anything runs.
+            InvalidPipeline, Unrepresentable, PlanConflict, StoreMismatch: before anything runs.
         """
         return self.submit(pipeline, "forward", x, **options)
 
@@ -185,7 +187,7 @@ class Coordinator:
             options=options,
         )
         digest = compiled.digest(spec) if plan_id else spec["plan_id"]
-        packed = pack(offload_spec(spec, self.store, self.settings.inline_limit_bytes))
+        packed = pack(offload_spec(spec, self._shelf, self.settings.inline_limit_bytes))
         submission = Submission(
             plan_id=spec["plan_id"],
             spec=packed,
@@ -223,7 +225,7 @@ class Coordinator:
             PlanConflict: its id is taken by a job with other content.
         """
         submission = job_submission(
-            job, queue=queue_of(target), store=self.store, settings=self.settings, policy=Policy(**policy)
+            job, queue=queue_of(target), store=self._shelf, settings=self.settings, policy=Policy(**policy)
         )
         self.session.registry.require([submission.queue], wait=wait)
         reply = self.session.hand_in(submission)
@@ -251,7 +253,7 @@ class Coordinator:
             PlanConflict: its id is taken by a plan with other content.
         """
         submission = message_submission(
-            plan, queue=queue_of(target), store=self.store, settings=self.settings, policy=Policy(**policy)
+            plan, queue=queue_of(target), store=self._shelf, settings=self.settings, policy=Policy(**policy)
         )
         remote = [Target.of(part).name for part in protocol.remote_targets(plan.plan)]
         self.session.registry.require([submission.queue, *remote], wait=wait)

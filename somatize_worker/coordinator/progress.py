@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from somatize_worker import protocol
+from somatize_worker.coordinator.showing import showing
 from somatize_worker.readable import duration
 
 _MARKS: Final = {"done": ("✓", "green"), "failed": ("✗", "red"), "cached": ("≡", "cyan")}
@@ -184,11 +184,11 @@ def _detail(node: NodeView) -> Table | Text:
         return bar
     style = "red" if node.state == "failed" else "dim"
     note = node.note.splitlines()[0] if node.note else ""
-    return Text.assemble((note, style), ("  " if note and metrics else "", ""), (metrics, "magenta"))
+    return Text.assemble((metrics, "magenta"), "  " if note and metrics else "", (note, style))
 
 
 def _metrics(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items()))
 
 
 def show(title: str, messages: Iterable[protocol.EventMessage], console: Console | None = None) -> PlanView:
@@ -197,7 +197,7 @@ def show(title: str, messages: Iterable[protocol.EventMessage], console: Console
     In a terminal and in a notebook the picture is live; elsewhere (a pipe, a log) it is printed once, at the end.
     """
     view = PlanView(title)
-    with Live(view, console=console or Console(stderr=True), refresh_per_second=12):
+    with showing(view, console or Console(stderr=True)):
         for message in messages:
             view.take(message)
     return view

@@ -38,11 +38,13 @@ class Session:
         """
         wake_up = self.wake_ups.entry(submission.wake())
         reply = self.replies.expect(submission.plan_id, then)
-        submitted = self.ledger.submit(replace(submission, reply=self.replies.channel), wake_up=wake_up)
-        if not submitted.created:
-            self.replies.forget(submission.plan_id, reply)
-            return None
-        return reply
+        created = False
+        try:
+            created = self.ledger.submit(replace(submission, reply=self.replies.channel), wake_up=wake_up).created
+        finally:
+            if not created:
+                self.replies.forget(submission.plan_id, reply)
+        return reply if created else None
 
     def cancel(self, plan_id: str, reason: str) -> None:
         """Cancel a plan or job, wherever it is."""

@@ -10,7 +10,7 @@ The scripts make the same names (``scripts/common.lua``); those here are for wha
     soma:deadlines       zset     plan -> deadline (ms), for plans with a timeout that have started
     soma:finished        zset     plan -> record expiry (ms)
     soma:cancelling      zset     plans that ended while children below them are still to be cancelled
-    soma:log:<root>      list     events, JSON text with "seq"
+    soma:log:<root>      list     texts of events, JSON, one a line; their numbers follow from their places
     soma:output:<root>   list     printed lines
     soma:journal:<id>    hash     path -> packed entry
     soma:children:<id>   set      unfinished children

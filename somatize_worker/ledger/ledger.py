@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import redis
@@ -87,10 +87,19 @@ class Ledger(Reader, Registry):
 
         ``events`` (JSON objects) are logged and published if the lease is taken.
         """
-        answer = self.run(
-            self._claim,
-            [plan_id, worker_id, nonce or os.urandom(8), self._lease_ms, self._events_kept, *events],
-        )
+        arguments = [plan_id, worker_id, nonce or os.urandom(8), self._lease_ms, self._events_kept, *events]
+        return self._claimed(plan_id, self.run(self._claim, arguments))
+
+    def claim_soon(self, plan_id: str, worker_id: str) -> Callable[[], Claim | None]:
+        """As :meth:`claim`, in two steps: it is on its way when this returns, and what is returned waits for it.
+
+        That may be called on another thread, and again if it raises.
+        """
+        arguments = [plan_id, worker_id, os.urandom(8), self._lease_ms, self._events_kept]
+        reply = self.begin(self._claim, arguments)
+        return lambda: self._claimed(plan_id, reply())
+
+    def _claimed(self, plan_id: str, answer: list[Any] | None) -> Claim | None:
         if answer is None:
             return None
         epoch, values, journal, remaining_ms = answer

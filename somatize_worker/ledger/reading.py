@@ -81,7 +81,8 @@ class Reader(scripts.Runner):
         the channel what has a higher number.
         """
         first, texts = self.run(scripts.load("events"), [plan_id, after])
-        return [(int(first) + i, text.decode()) for i, text in enumerate(texts)]
+        events = enumerate((event.decode() for text in texts for event in text.split(b"\n")), int(first))
+        return [(number, f'{{"seq":{number},{event[1:]}') for number, event in events if number > after]
 
     def output(self, plan_id: str) -> list[str]:
         """The lines that the plan's root and its parts printed (the newest, up to the limit in the settings)."""

@@ -94,6 +94,11 @@ class Registry(scripts.Runner):
         _, agreed = self.commands([("SET", keys.STORE, mine, "NX", "PX", _STORE_AGREED_MS), ("GET", keys.STORE)])
         return str(agreed.decode())
 
+    def agreed_store(self) -> str | None:
+        """The store that the cluster uses, if a worker has named one."""
+        agreed = self.command("GET", keys.STORE)
+        return None if agreed is None else str(agreed.decode())
+
 
 def queues_of(registration: Mapping[str, Any]) -> set[str]:
     """The queues that a registered worker reads: its tags and its own id."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from typing import Any, Final
@@ -54,6 +55,7 @@ class Runner:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self._execute: Callable[..., Any] = client.execute_command
+        self._lines: list[redis.Redis] = []  # with a connection each, for scripts whose replies are read later
 
     def run(self, script: Script, arguments: list[Any]) -> Any:
         """One script's reply. The text is sent only when the server does not have it (new, restarted, flushed)."""
@@ -63,6 +65,33 @@ class Runner:
             return self.command("EVAL", script.text, 0, *arguments)
         except OUTAGES as error:
             raise unreachable(self.client, error) from error
+
+    def begin(self, script: Script, arguments: list[Any]) -> Callable[[], Any]:
+        """As :meth:`run`, in two steps: the script starts now, and what is returned waits for the reply.
+
+        It may be called on another thread. If the connection breaks the script is run again, and so it is in every
+        further call: it must be one that recognises a repetition.
+        """
+        try:
+            line = self._lines.pop()
+        except IndexError:
+            line = redis.Redis(connection_pool=self.client.connection_pool, single_connection_client=True)
+        connection: Any = line.connection
+        sent: list[bool] = []
+        with suppress(*OUTAGES):
+            connection.send_command("EVALSHA", script.sha, 0, *arguments, check_health=False)
+            sent.append(True)
+
+        def reply() -> Any:
+            if sent:
+                sent.clear()
+                with suppress(redis.exceptions.NoScriptError, *OUTAGES):
+                    answer = connection.read_response()
+                    self._lines.append(line)
+                    return answer
+            return self.run(script, arguments)
+
+        return reply
 
     def command(self, *arguments: Any) -> Any:
         """One command's reply."""

@@ -98,16 +98,16 @@ class LocalCluster:
 
     # ── start ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self) -> None:
-        """Start the server and the workers, and wait until all are ready. Nothing happens if it runs already."""
+    def start(self) -> Self:
+        """Start the server and the workers, and return when all are ready. Nothing happens if it runs already."""
         with self._lock:
-            if self.server is not None:
-                return
-            try:
-                self._start()
-            except BaseException:
-                self.close()
-                raise
+            if self.server is None:
+                try:
+                    self._start()
+                except BaseException:
+                    self.close()
+                    raise
+        return self
 
     def _start(self) -> None:
         if self._folder is None:
@@ -228,11 +228,11 @@ class LocalCluster:
             patience_s += self.settings.grace_s
         elif running:
             self._cancel_plans()
-        while self._coordinators:
-            self._coordinators.pop().close()
         deadline = time.monotonic() + patience_s
         for worker in running:
             worker.stop(max(0.0, deadline - time.monotonic()))
+        while self._coordinators:  # last, so that threads that wait for a result learn how it ended
+            self._coordinators.pop().close()
 
     def _cancel_plans(self) -> None:
         """Nobody will ever finish them: tell whoever waits, and let the workers go."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 
+from celery.utils.nodenames import default_nodename, host_format
+
 from somatize_worker.worker.application import app
 
 
@@ -16,11 +18,11 @@ def main() -> None:
     """Run a worker until it is told to stop."""
     parser = argparse.ArgumentParser(prog="python -m somatize_worker.worker", description=main.__doc__)
     parser.add_argument("-Q", "--queues", required=True, help="tags to serve, as in gpu,training")
-    parser.add_argument("-n", "--hostname", default=None, help="node name; default: celery@HOST")
+    parser.add_argument("-n", "--hostname", default=None, help="node name, as in gpu1@%%h; default: celery@HOST")
     parser.add_argument("-c", "--concurrency", type=int, default=None, help="plans at once; default: cores")
     options = parser.parse_args()
     worker = app.Worker(
-        hostname=options.hostname,
+        hostname=host_format(options.hostname or default_nodename(None)),
         queues=options.queues.split(","),
         concurrency=options.concurrency,
         loglevel="INFO",

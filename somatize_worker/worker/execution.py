@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -53,10 +54,13 @@ class PlanSupervision:
         self._tools = tools
         self._running = running
         self._claim = running.claim
-        self._spec: dict[str, Any] = unpack(self._claim.spec)
         self._publisher = Publisher(tools.ledger, self._claim, tools.worker_id)
         self._files = Adoption(tools.store)
         self._deadline = time.monotonic() + self._claim.remaining_ms / 1000 if self._claim.timeout_ms else None
+
+    @cached_property
+    def _spec(self) -> dict[str, Any]:
+        return dict(unpack(self._claim.spec))
 
     def run(self) -> End | None:
         """Run to the end, or to the point where this worker has no more part in it (None)."""
@@ -87,9 +91,12 @@ class PlanSupervision:
                 last = self._converse(host)
             reuse = bool(last[1].get("clean"))
         except HostDied as death:
+            self._publisher.add(output=host.take_output(final=True))
             return self._after_death(death)
         except Deadline:
-            return self._finish(self._out_of_time(host.kill("deadline")))
+            certificate = host.kill("deadline")
+            self._publisher.add(output=host.take_output(final=True))
+            return self._finish(self._out_of_time(certificate))
         finally:
             self._tools.hosts.release(host, reuse=reuse)
         return self._after(last)
@@ -97,8 +104,9 @@ class PlanSupervision:
     # ── the conversation with the host ───────────────────────────────────────────────────────────────────────────
 
     def _acquire(self, gpus: list[int] | None) -> Host:
+        requirements = needs.requirements(self._spec) if self._claim.requirements else ()
         with self._tools.environments.python_for(
-            needs.requirements(self._spec), base=True, cancelled=lambda: self._running.interruption is not None
+            requirements, base=True, cancelled=lambda: self._running.interruption is not None
         ) as environment:
             return self._tools.hosts.acquire(self._claim.code, environment.python, lending.environment(gpus))
 
@@ -275,7 +283,7 @@ class PlanSupervision:
 
     def _celery_result(self, outcome: Outcome, text: str) -> str:
         """For a message from another Celery program the whole protocol message, else one line."""
-        if not (self._spec["metadata"].get("soma") or {}).get("wire"):
+        if not self._came_as_a_message():
             return json.dumps(text)
         result = unpack(outcome.result)
         if "states" in result:
@@ -287,6 +295,11 @@ class PlanSupervision:
             result["output"] = self._tools.store.put(result["output"])
             message = protocol.plan_result_message(self._claim.plan_id, outcome.state, result)
             return protocol.to_json(message).decode()
+
+    def _came_as_a_message(self) -> bool:
+        if b"wire" not in self._claim.spec:  # which spares reading a large spec for this alone
+            return False
+        return bool((self._spec["metadata"].get("soma") or {}).get("wire"))
 
     def _suspend(self, said: Mapping[str, Any]) -> End | None:
         self._publisher.settle()

@@ -58,7 +58,7 @@ class Keeper:
         self._stop.set()
         self._deferred.put(lambda: None)
         deadline = time.monotonic() + 2.0
-        for thread in self._threads:
+        for thread in filter(threading.Thread.is_alive, self._threads):
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def defer(self, call: Callable[[], object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from typing import Any, Final
 
 from celery import Celery, signals
 
@@ -12,6 +12,8 @@ from somatize_worker.errors import SomaError
 from somatize_worker.settings import Settings
 from somatize_worker.worker import revoking
 from somatize_worker.worker.runtime import Runtime
+
+_CELERYS_OWN_NAME: Final = "celery"
 
 _runtime: Runtime | None = None
 
@@ -25,6 +27,18 @@ def runtime() -> Runtime:
     if _runtime is None:
         raise RuntimeError("no worker is running in this process: somatize tasks run only inside `celery worker`")
     return _runtime
+
+
+def drain() -> None:
+    """Told to stop: take nothing more, and finish what runs."""
+    if _runtime is not None:
+        _runtime.drain()
+
+
+def revoke(task_id: str, reason: str) -> None:
+    """Celery was told to revoke a task."""
+    if _runtime is not None:
+        _runtime.revoke_soon(task_id, reason)
 
 
 def hand_back() -> None:
@@ -44,6 +58,11 @@ def close() -> None:
 def connect(app: Celery, settings: Settings) -> None:
     """Hook this application's workers; other Celery applications in the process are left alone."""
 
+    def name(instance: Any, **_: Any) -> None:
+        nodename, _, host = instance.hostname.partition("@")
+        if instance.app is app and nodename == _CELERYS_OWN_NAME:  # two of that name could not be told apart
+            instance.hostname = f"{settings.worker_id or _process_name()}@{host}"
+
     def start(sender: str, instance: Any, **_: Any) -> None:
         global _runtime
         if instance.app is not app:
@@ -59,21 +78,17 @@ def connect(app: Celery, settings: Settings) -> None:
             raise SystemExit(f"somatize worker cannot start: {error}") from error
         revoking.install(revoke)
 
-    def revoke(task_id: str, reason: str) -> None:
-        if _runtime is not None:
-            _runtime.revoke_soon(task_id, reason)
-
     def ready(sender: Any, **_: Any) -> None:
         if _runtime is not None and sender.app is app:
             _runtime.announce()
 
     def draining(**_: Any) -> None:
-        if _runtime is not None:
-            _runtime.drain()
+        drain()
 
     def stopped(**_: Any) -> None:
         close()
 
+    signals.celeryd_init.connect(name, weak=False)
     signals.celeryd_after_setup.connect(start, weak=False)
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(draining, weak=False)
@@ -82,5 +97,8 @@ def connect(app: Celery, settings: Settings) -> None:
 
 def _default_worker_id(nodename: str) -> str:
     """The Celery node name where somebody chose one (``-n gpu1@%h``), else host and process."""
-    name, _, _ = nodename.partition("@")
-    return nodename.replace("@", "-at-") if name != "celery" else f"{socket.gethostname()}-{os.getpid()}"
+    return _process_name() if nodename.startswith(f"{_process_name()}@") else nodename.replace("@", "-at-")
+
+
+def _process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"

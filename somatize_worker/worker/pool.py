@@ -10,6 +10,7 @@ from typing import Any
 from celery.concurrency.thread import ApplyResult, TaskPool
 from celery.worker import state
 
+from somatize_worker.transport import WAKE_HEADER
 from somatize_worker.worker import lifecycle
 
 
@@ -31,9 +32,14 @@ class PlanPool(TaskPool):
         """Called whenever the event loop starts, also after a lost connection."""
         loop.add_reader(self._bell, self._heard)
 
-    def on_apply(self, *args: Any, **options: Any) -> ApplyResult:
-        """Run a task on the next free thread."""
-        result: ApplyResult = super().on_apply(*args, **options)
+    def on_apply(self, target: Any, args: Any = None, *others: Any, **options: Any) -> ApplyResult:
+        """Run a task on the next free thread. Meanwhile the ledger is asked for the plan of a wake-up.
+
+        ``args`` are those of Celery's tracing function: the task's name, its id, its request as a dict, ...
+        """
+        if WAKE_HEADER in args[2]:
+            lifecycle.runtime().claim_soon(args[1])
+        result: ApplyResult = super().on_apply(target, args, *others, **options)
         result.f.add_done_callback(self._ring)
         return result
 

@@ -9,10 +9,9 @@ import time
 from typing import Any
 
 from somatize_worker import protocol
-from somatize_worker.errors import StoreMismatch
 from somatize_worker.ledger import Ledger
 from somatize_worker.settings import Settings
-from somatize_worker.stores.files import FileStore
+from somatize_worker.stores.agreement import check_same, identity
 from somatize_worker.worker import machine
 from somatize_worker.worker.running import Runs
 
@@ -43,22 +42,12 @@ class Registration:
         self._announced = threading.Event()
 
     def check_store(self) -> None:
-        """Prove that the shared folder is the cluster's: the first worker's marker is the cluster's.
+        """Prove that the store is the cluster's: the first worker's is.
 
         Raises:
-            StoreMismatch: this worker's folder is another one.
+            StoreMismatch: this worker's is another one.
         """
-        if isinstance(self._store, FileStore):
-            expected = self._ledger.agree_store(self._store.marker())
-            self._store.check_marker(expected)
-        else:
-            expected = self._ledger.agree_store(self._store.url)
-            if expected != self._store.url:
-                raise StoreMismatch(
-                    f"this worker keeps data in {self._store.url!r}, but the cluster uses another store; "
-                    "give every worker and client the same SOMA_STORE",
-                    expected=expected,
-                )
+        check_same(self._store, self._ledger.agree_store(identity(self._store)))
 
     def capabilities(self) -> dict[str, Any]:
         """The protocol's ``Capabilities``."""

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from celery import Celery
+from redis.exceptions import RedisError
 
-from somatize_worker.errors import PlanNotFound
+from somatize_worker.errors import PlanNotFound, ServerUnreachable
 from somatize_worker.hosts import Environments, HostPool
 from somatize_worker.jobs import JobRunner
 from somatize_worker.ledger import Claim, Ledger, Wake, connect, patiently
@@ -27,6 +28,7 @@ from somatize_worker.settings import Settings
 from somatize_worker.stores import open_store
 from somatize_worker.worker import machine
 from somatize_worker.worker.admission import Admission
+from somatize_worker.worker.early import EarlyClaims
 from somatize_worker.worker.execution import PlanSupervision
 from somatize_worker.worker.job_execution import JobSupervision
 from somatize_worker.worker.keeper import Keeper
@@ -38,6 +40,7 @@ from somatize_worker.worker.tools import Tools
 log = logging.getLogger("somatize.worker")
 
 _TASKS_REMEMBERED: Final = 10_000
+_LAST_WORDS_S: Final = 10.0  # how long a worker that has been told to stop tries to tell the server what is left
 
 __all__ = ["End", "Runtime"]
 
@@ -54,6 +57,7 @@ class Runtime:
         self.wake_ups = WakeUps(app, self.ledger)
         self.store = open_store(settings, client)
         self.runs = Runs()
+        self._early = EarlyClaims(self.ledger, worker_id)
         self.hosts = HostPool(settings, self.store.workspace(), worker_id)
         environments = Environments(settings)
         self.tools = Tools(
@@ -75,6 +79,7 @@ class Runtime:
         self._plan_of_task: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
         self._draining = threading.Event()
+        self._closed = threading.Event()
 
     # ── life of the process ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -104,11 +109,30 @@ class Runtime:
         threading.Thread(target=self._hand_back_after_grace, name="soma-drain", daemon=True).start()
 
     def _hand_back_after_grace(self) -> None:
-        self.registration.unregister()
         deadline = time.monotonic() + self.settings.grace_s
+        self._unregister()
         while self.runs and time.monotonic() < deadline:
             time.sleep(0.05)
         self.runs.interrupt_all(Interruption.HAND_BACK)
+        while not self._closed.wait(_LAST_WORDS_S):
+            if not self._server_answers():
+                left = ", ".join(self.runs.ids()) or "nothing"
+                log.error("the server does not answer, and this worker ends without it; left to their leases: %s", left)
+                self.hosts.close()
+                os._exit(1)
+
+    def _server_answers(self) -> bool:
+        try:
+            self.ledger.command("PING")
+        except ServerUnreachable:
+            return False
+        return True
+
+    def _unregister(self) -> None:
+        try:
+            self.registration.unregister()
+        except (RedisError, OSError) as error:
+            log.warning("this worker's registration is left to expire: %s", error)
 
     def hand_back(self) -> None:
         """Told to stop at once: take nothing more, and give back what runs."""
@@ -117,9 +141,11 @@ class Runtime:
 
     def close(self) -> None:
         """The last plan is done: stop threads and hosts."""
+        self._send(self._early.give_back())
         self.keeper.stop()
-        self.registration.unregister()
         self.hosts.close()
+        self._unregister()
+        self._closed.set()
 
     def stop_gently(self, reason: str) -> None:
         """The protocol's ``Shutdown``: the same as SIGTERM."""
@@ -132,12 +158,17 @@ class Runtime:
         """Claim and supervise a plan; None when there is no end to tell (not ours, waiting, handed back)."""
         on_known()
         nonce = os.urandom(8)
-        claim = patiently(lambda: self._claim(plan_id, nonce))
+        claim = patiently(self._early.take(plan_id) or (lambda: self._claim(plan_id, nonce)))
         if claim is None:
             return None
         with self.runs.hold(Running(claim)) as running:
             work = JobSupervision if claim.kind == "job" else PlanSupervision
             return work(self.tools, running).run()
+
+    def claim_soon(self, plan_id: str) -> None:
+        """A thread is about to :meth:`run` this plan. Does not wait."""
+        if not self._draining.is_set():
+            self._early.begin(plan_id)
 
     def _claim(self, plan_id: str, nonce: bytes) -> Claim | None:
         if not self._draining.is_set():

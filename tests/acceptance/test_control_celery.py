@@ -143,6 +143,19 @@ def test_revoke_by_the_task_id_of_another_program(c: Coordinator, tmp_path: Path
     assert "a-task-of-somebody-else" not in {record.plan_id for record in c.plans()}
 
 
+def test_revoke_stops_a_message_that_no_worker_has_taken(c: Coordinator, tmp_path: Path) -> None:
+    blocker = c.forward(Holds(tmp_path), 1)
+    held(tmp_path)
+    task = c.app.send_task("somatize.assign_plan", [assign_plan("never-admitted", Says(tmp_path, "never"), 1)])
+    task.revoke(terminate=True)
+    poll(lambda: task.state == "REVOKED", timeout_s=10)
+    let_go(tmp_path)
+    blocker.result(timeout=10)
+    assert c.forward(Says(tmp_path, "next"), 1).result(timeout=10).output == 2
+    assert ran(tmp_path) == ["next"]
+    assert task.state == "REVOKED"
+
+
 def test_flower_terminates_plans(cluster: Cluster, c: Coordinator, tmp_path: Path) -> None:
     pytest.importorskip("flower")
     port = free_port()

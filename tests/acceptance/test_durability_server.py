@@ -16,8 +16,8 @@ from somatize_worker.coordinator import PlanHandle
 from somatize_worker.errors import ServerUnreachable
 from somatize_worker.settings import Settings
 from tests.acceptance.conftest import MakeCluster
-from tests.support.cluster import Cluster
-from tests.support.plans import Note, Prints, Waits, counts
+from tests.support.cluster import Cluster, short
+from tests.support.plans import Note, Prints, Waits, counts, runs
 from tests.support.server import free_port, poll
 
 
@@ -108,6 +108,7 @@ def test_the_server_restarts(kill: bool, busy: Busy) -> None:
     busy.check()
 
 
+@pytest.mark.slow
 def test_the_server_is_gone_for_a_while(busy: Busy) -> None:
     busy.cluster.stop_server()
     busy.gate.touch()  # plans end while nobody can be told
@@ -120,6 +121,7 @@ def test_the_server_is_gone_for_a_while(busy: Busy) -> None:
     busy.check()
 
 
+@pytest.mark.slow
 def test_the_server_does_not_answer_for_a_while(busy: Busy) -> None:
     busy.cluster.freeze_server()
     busy.gate.touch()
@@ -142,6 +144,25 @@ def test_the_server_is_unreachable_for_a_minute(frozen: bool, make_cluster: Make
     started = time.monotonic()
     busy.check()
     print(f"all done {time.monotonic() - started:.1f} s after the server was back")
+
+
+@pytest.mark.slow
+def test_a_worker_told_to_stop_while_the_server_is_gone(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    cluster = make_cluster({"cpu": 1}, settings=short(grace_s=0.5))
+    c = cluster.coordinator()
+    notes = tmp_path / "notes"
+    run = c.forward(Waits(notes, tmp_path / "gate"), 1)
+    poll(lambda: runs(notes), timeout_s=30)
+    worker = cluster.workers[0]
+    cluster.stop_server()
+    worker.terminate()
+    assert worker.process.wait(30) == 1  # what ran could not be handed back
+    assert run.plan_id in worker.log
+    (tmp_path / "gate").touch()
+    cluster.start_server()
+    cluster.add_worker()
+    assert run.result(timeout=40).output == 1
+    assert counts(notes) == {"waits": 2}
 
 
 def test_a_worker_without_a_server_says_so_and_ends() -> None:

@@ -16,6 +16,7 @@ from tests.support.plans import Dies, Learns, Note, Waits, counts, runs
 from tests.support.server import poll
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_within_twenty_seconds(make_cluster: MakeCluster, tmp_path: Path) -> None:
     cluster = make_cluster({"cpu": 2}, settings=Settings())  # the default lease
     c = cluster.coordinator()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from somatize_worker import protocol
+from somatize_worker import Coordinator, protocol
 from somatize_worker.coordinator import JobHandle
 from somatize_worker.ledger import Wake
 from tests.acceptance.conftest import MakeCluster
@@ -154,6 +155,14 @@ def test_a_stopping_worker_lets_a_short_job_finish(make_job_cluster: MakeJobClus
     let_go(tmp_path)
     assert handle.result(timeout=20).metrics == {"attempt": 1}
     assert cluster.workers[0].process.wait(10) == 0
+
+
+def test_a_worker_grants_no_job_more_than_its_own_limit(make_job_cluster: MakeJobCluster, tmp_path: Path) -> None:
+    cluster = make_job_cluster(1, job_timeout_s=1.0)
+    with Coordinator(settings=replace(cluster.settings, job_timeout_s=0.0)) as c:
+        for timeout_s in (None, 60.0):
+            handle = c.assign_python_job(holding(tmp_path), timeout_s=timeout_s)
+            assert "after its 1 s" in handle.result(timeout=20).output
 
 
 STEADY = """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,15 +78,10 @@ class Version(Filter):
         self.weight = weight
 
     def fit(self, x: Any, y: Any = None) -> Any:
-        import six
-
-        return {"fitted": six.__version__}
+        return {"fitted": importlib.import_module("six").__version__}
 
     def forward(self, x: Any, state: Any) -> Any:
-        import sys
-
-        import six
-
+        six = importlib.import_module("six")
         print("with", six.__version__)
         return {"six": six.__version__, "prefix": sys.prefix, "x": x, **(state or {})}
 

@@ -16,7 +16,7 @@ from celery.result import AsyncResult
 
 from somatize_worker import Coordinator, PlanFailed, protocol
 from somatize_worker.errors import InvalidJob, InvalidMessage, PlanCancelled, PlanConflict
-from tests.support.busy import held, let_go, ran, wait_gone_soon
+from tests.support.busy import held, ran, wait_gone_soon
 from tests.support.cluster import Cluster, short
 from tests.support.jobs import holding, python_job, saying
 from tests.support.server import poll
@@ -138,12 +138,13 @@ def test_cancelling_by_message_and_by_celerys_own_revoke(c: Coordinator, tmp_pat
     wait_gone_soon(pids)
     with pytest.raises((TaskRevokedError, PlanCancelled)):
         sent.get(timeout=10)
-    sent = send(c, assign(holding(tmp_path, "revoke")))
+    other = send(c, assign(holding(tmp_path, "revoke")))
     pids = held(tmp_path, "revoke")
-    sent.revoke(terminate=True)
+    other.revoke(terminate=True)
     wait_gone_soon(pids)
-    poll(lambda: sent.state == "REVOKED", timeout_s=10)
-    let_go(tmp_path)
+    poll(lambda: not any(c.app.control.inspect(timeout=3, limit=2).active().values()), timeout_s=10)
+    for task in (sent, other):  # and so it stays, when Celery is through with them
+        assert AsyncResult(task.id, app=c.app).state == "REVOKED"
 
 
 def test_a_message_for_one_worker_alone(c: Coordinator) -> None:

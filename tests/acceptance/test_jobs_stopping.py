@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_a_job_whose_environment_is_being_built(c: Coordinator, tmp_path: Path) 
 
 
 def test_a_build_can_be_begun_again(c: Coordinator, tmp_path: Path) -> None:
-    job = {"requirements": held_build(tmp_path, "begunagain"), "entry_point": "train.py"}
+    job: dict[str, Any] = {"requirements": held_build(tmp_path, "begunagain")}
     first = c.assign_python_job(python_job("", **job))
     held(tmp_path, "build")
     first.cancel()
@@ -127,7 +128,7 @@ if attempt == 2:
 
 
 def test_retries_for_deaths_and_for_named_errors(c: Coordinator) -> None:
-    policy = {"retries": 2, "retry_delay_s": 0.05}
+    policy: dict[str, Any] = {"retries": 2, "retry_delay_s": 0.05}
     handle = c.assign_python_job(python_job(FLAKY), retry_on=("builtins.OSError",), **policy)
     assert handle.result(timeout=30).output == "attempt 3\n"
     whys = [entry["why"] for entry in handle.record.history]

@@ -129,7 +129,7 @@ def test_a_branch_that_fails_ends_the_others(cluster: Cluster, c: Coordinator, t
         raise ValueError("this branch is broken")
 
     second = cluster.add_worker("cpu", slots=1)
-    run = c.forward(fork(Holds(tmp_path, children=True), fails, Says(tmp_path, "late", 5.0)), 1, spread=True)
+    run = c.forward(fork(Holds(tmp_path, children=True), fails, Says(tmp_path, "other")), 1, spread=True)
     pids = held(tmp_path)
     with pytest.raises(PlanFailed, match="this branch is broken") as failure:
         run.result(timeout=20)

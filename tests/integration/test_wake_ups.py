@@ -100,6 +100,15 @@ def test_several_go_at_once(wake_ups: WakeUps, channel: Any) -> None:
     assert [channel.basic_get("cpu").headers["id"] for _ in range(3)] == ["p0", "p1", "p2"]
 
 
+def test_plans_that_are_woken_again_go_before_new_ones(wake_ups: WakeUps, ledger: Ledger, channel: Any) -> None:
+    for number in range(2):
+        new = submission(f"new{number}")
+        ledger.submit(new, wake_up=wake_ups.entry(new.wake()))
+    wake_ups.send([wake(f"again{number}") for number in range(2)])
+    taken = [channel.basic_get("cpu").headers["id"] for _ in range(4)]
+    assert taken == ["again0", "again1", "new0", "new1"]
+
+
 def test_a_taken_one_is_held_in_memory(wake_ups: WakeUps, ledger: Ledger, channel: Any) -> None:
     wake_ups.send([wake("p1")])
     message = channel.basic_get("cpu")

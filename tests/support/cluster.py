@@ -36,8 +36,8 @@ class Cluster(LocalCluster):
             os.kill(pid, signal.SIGSTOP)
 
     def resume(self, worker: WorkerProcess, *more: int) -> None:
-        """SIGCONT."""
-        for pid in (worker.pid, *more):
+        """SIGCONT; the worker comes last, as it may kill the others at once."""
+        for pid in (*more, worker.pid):
             os.kill(pid, signal.SIGCONT)
 
     def worker(self, pid: int) -> WorkerProcess:
@@ -73,7 +73,7 @@ class Cluster(LocalCluster):
 def alive(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -81,13 +81,6 @@ def alive(pid: int) -> bool:
 def wait_gone(*pids: int, timeout_s: float = 10.0) -> None:
     """Wait until none of the processes lives."""
     poll(lambda: not any(map(alive, pids)), timeout_s=timeout_s, what=f"processes {pids} gone")
-
-
-def marked_processes() -> set[int]:
-    """Every filter host (and descendant) on this machine that a worker marked as its own."""
-    from somatize_worker.hosts import family
-
-    return {pid for pid in family.pids() if family.mark_of(pid)}
 
 
 def folder_bytes(folder: Path) -> int:

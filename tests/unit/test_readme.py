@@ -1,7 +1,9 @@
-"""What the README states about settings and links is so."""
+"""What the README states about settings is so, and links lead somewhere."""
 
 import re
 from pathlib import Path
+
+import pytest
 
 from somatize_worker.settings import table
 
@@ -11,9 +13,10 @@ README = (ROOT / "README.md").read_text()
 
 def test_every_setting_is_in_the_table_as_it_is() -> None:
     rows = re.findall(r"^\| `(SOMA_\w+)` \| (.*?) \| (.*) \|$", README, flags=re.MULTILINE)
-    assert rows == [(name, default if default not in ("", "()") else "–", text) for name, default, text in table()]
+    assert rows == [(name, default or "–", text) for name, default, text in table()]
 
 
-def test_links_to_files_lead_somewhere() -> None:
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), link

@@ -35,10 +35,10 @@ local function root_of(record)
   return record.root or record.id
 end
 
-local function push_all(key, values)
+local function push_all(key, values, first, last)
   local length = 0
-  for first = 1, #values, CHUNK do
-    length = redis.call('RPUSH', key, unpack(values, first, math.min(first + CHUNK - 1, #values)))
+  for i = first, last, CHUNK do
+    length = redis.call('RPUSH', key, unpack(values, i, math.min(i + CHUNK - 1, last)))
   end
   return length
 end
@@ -61,8 +61,16 @@ local function open_log(root)
   return record
 end
 
--- Append the events ARGV[first..last] (JSON objects) to the root's log, numbered, and publish them.
--- At most `limit` events are kept.
+-- How many events a text has: JSON objects, one a line.
+local function events_in(text)
+  local _, ends = string.gsub(text, '\n', '')
+  return ends + 1
+end
+
+-- Append the texts ARGV[first..last], of one or more events each, to the root's log, and publish the events one by one
+-- with their numbers as "seq". Numbers have no gaps, so in the log they follow from an event's place (see events.lua),
+-- which spares taking texts apart that often nobody hears. The newest `limit` events are kept, and those in the same
+-- text as the oldest of them.
 local function append_events(root, first, last, limit)
   if last < first then
     return
@@ -71,18 +79,31 @@ local function append_events(root, first, last, limit)
   if not record then
     return
   end
-  local count = last - first + 1
-  local before = redis.call('HINCRBY', record_key(root), 'seq', count) - count
-  local events = {}
-  for i = 1, count do
-    events[i] = '{"seq":' .. (before + i) .. ',' .. string.sub(ARGV[first + i - 1], 2)
+  local count = 0
+  for i = first, last do
+    count = count + events_in(ARGV[i])
   end
-  local length = push_all('soma:log:' .. root, events)
-  if length > limit then
-    redis.call('LTRIM', 'soma:log:' .. root, -limit, -1)
+  local log = 'soma:log:' .. root
+  local number = redis.call('HINCRBY', record_key(root), 'seq', count) - count
+  local logged = redis.call('HINCRBY', record_key(root), 'logged', count)
+  push_all(log, ARGV, first, last)
+  while logged > limit do
+    local oldest = events_in(redis.call('LINDEX', log, 0))
+    if logged - oldest < limit then
+      break
+    end
+    redis.call('LPOP', log)
+    logged = redis.call('HINCRBY', record_key(root), 'logged', -oldest)
   end
-  local channel = record.kind == 'job' and 'soma:jobs:' or 'soma:events:'
-  publish_all(channel .. root, events)
+  local channel = (record.kind == 'job' and 'soma:jobs:' or 'soma:events:') .. root
+  for i = first, last do
+    for event in string.gmatch(ARGV[i], '[^\n]+') do
+      number = number + 1
+      if redis.call('PUBLISH', channel, '{"seq":' .. number .. ',' .. string.sub(event, 2)) == 0 then
+        return -- nobody can arrive while a script runs
+      end
+    end
+  end
 end
 
 -- Append the printed lines ARGV[first..last] to the root's output and publish them. The newest `limit` bytes stay.
@@ -96,7 +117,7 @@ local function append_output(root, first, last, limit)
     lines[#lines + 1] = line
     added = added + #line
   end
-  push_all(key, lines)
+  push_all(key, lines, 1, #lines)
   redis.call('HINCRBY', record_key(root), 'output_lines', #lines)
   local bytes = redis.call('HINCRBY', record_key(root), 'output_bytes', added)
   local removed = 0

@@ -2,15 +2,25 @@
 --
 -- KEYS    none
 -- ARGV    1 plan id   2 sequence number after which to read
--- Returns {sequence number of the first event that follows, events}. Numbers in the log have no gaps, so the place of
---         a number follows from the last number and the log's length.
+-- Returns {sequence number of the first event that follows, texts}: a text has one or more events, one a line. The first
+--         text may begin with events before the one that was asked for. Numbers in the log have no gaps, so an event's
+--         number follows from the last number and its place.
+
+local CHUNK = 100
 
 local record = read(ARGV[1], 'root')
 local root = root_of(record)
-local last = tonumber(redis.call('HGET', record_key(root), 'seq') or 0)
-local oldest = last - redis.call('LLEN', 'soma:log:' .. root) + 1
-local first = math.max(tonumber(ARGV[2]) + 1, oldest)
-if first > last then
-  return { first, {} }
+local log, wanted = 'soma:log:' .. root, tonumber(ARGV[2]) + 1
+local number = tonumber(redis.call('HGET', record_key(root), 'seq') or 0) + 1
+local first = redis.call('LLEN', log)
+while first > 0 and number > wanted do
+  local texts = redis.call('LRANGE', log, math.max(0, first - CHUNK), first - 1)
+  for i = #texts, 1, -1 do
+    if number <= wanted then
+      break
+    end
+    number = number - events_in(texts[i])
+    first = first - 1
+  end
 end
-return { first, redis.call('LRANGE', 'soma:log:' .. root, first - oldest, -1) }
+return { number, redis.call('LRANGE', log, first, -1) }

@@ -44,9 +44,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'soma:deadlines', '-inf', now, '
 end
 
 -- Plans whose wake-up is lost: it is not in its list any more, and nobody has acted on it. (One that a worker has taken
--- but not yet acted on looks the same; one more does no harm.) A list is first in, first out, so a wake-up has left it
--- when the next one to be taken was sent later, or when it is empty. When that next one was sent is known of a plan that
--- was woken once only, when it was created; in a busy queue that is nearly every plan.
+-- but not yet acted on looks the same; one more does no harm.) A list is first in, first out for first wake-ups, so one
+-- has left it when the next to be taken was sent later, or when it is empty. When that next one was sent is known of a
+-- plan that was woken once only, when it was created; in a busy queue that is nearly every plan. (Later wake-ups, and
+-- those of child plans, are put at the front.)
 local function list_of(queue, priority)
   local step = math.max(0, math.min(math.floor(priority / 3), #ARGV - 6))
   return queue .. ARGV[6 + step]
@@ -60,8 +61,8 @@ local function reached_by(list)
       reached[list] = now
     else
       local next_id = string.match(message, '"id": *"([^"]+)"') or ''
-      local sent = redis.call('ZSCORE', 'soma:queued', next_id)
-      if sent and sent == redis.call('HGET', record_key(next_id), 'created') then
+      local sent, plan = redis.call('ZSCORE', 'soma:queued', next_id), read(next_id, 'created', 'parent')
+      if sent and sent == plan.created and not plan.parent then
         reached[list] = tonumber(sent)
       end
     end

@@ -134,6 +134,8 @@ def test_how_arguments_are_given(
         ),
         ("def main(): return {1, 2}", "train:main", "a builtins.set is in it"),
         ("def main(): return {'m': object()}", "train:main", "write everything else to files under outputs/"),
+        ("def main(): return 'x' * 5_000_000", "train:main", "are too many, 4194304 are allowed"),
+        ("def main(): return eval('[' * 120 + ']' * 120)", "train:main", "more than 100 levels deep"),
     ],
 )
 def test_what_cannot_be_called_or_kept_says_why(workshop: Workshop, source: str, entry_point: str, said: str) -> None:
@@ -389,6 +391,22 @@ os._exit(1)
 """
     outcome = workshop.run(source)
     assert (outcome.success, outcome.exit_code) == (False, 1)
+
+
+def test_the_text_of_an_error_is_kept_within_reason(workshop: Workshop) -> None:
+    workshop.limit(job_output_limit_bytes=1 << 20)
+    outcome = workshop.run("raise ValueError('begin' + 'x' * 20_000_000 + 'end \\ud800')")
+    assert outcome.error.startswith("ValueError: beginxxx")
+    assert "characters left out" in outcome.error
+    assert outcome.error.endswith("xend ?")
+    assert len(outcome.error) < 11_000
+    assert len(outcome.traceback) < 210_000
+    assert outcome.error_mro == (
+        "builtins.ValueError",
+        "builtins.Exception",
+        "builtins.BaseException",
+        "builtins.object",
+    )
 
 
 # ── what is left of a job ────────────────────────────────────────────────────────────────────────────────────────

@@ -115,6 +115,8 @@ def test_live_output_that_was_held_back_is_shown_when_there_is_room_again() -> N
             '{"step":1,"metrics":{"loss":NaN,"big":Infinity,"huge":1e999}}',
             Step(1, 0, {"loss": None, "big": None, "huge": None}),
         ),
+        ('{"step":1,"metrics":{"whole":"\\ud83d\\ude42","half":"\\ud800"}}', Step(1, 0, {"whole": "🙂", "half": "?"})),
+        ('{"step":1,"metrics":' + "[" * 149 + "]" * 149 + "}", Step(1, 0, eval("[" * 149 + "]" * 149))),
     ],
 )
 def test_progress_lines(text: str, step: Step) -> None:
@@ -138,6 +140,7 @@ def test_progress_lines(text: str, step: Step) -> None:
         '["step"]',
         '{"step":3',
         '{"a":' * 5000 + "1" + "}" * 5000,
+        '{"step":1,"metrics":' + "[" * 150 + "]" * 150 + "}",
     ],
 )
 def test_lines_that_are_no_progress(text: str) -> None:
