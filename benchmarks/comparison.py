@@ -22,7 +22,8 @@ BARE: Final = "bare Celery, threads"
 PREFORK: Final = "bare Celery, prefork"
 DASK: Final = "Dask distributed"
 RAY: Final = "Ray"
-NUMPY: Final = "numpy alone"
+NUMPY: Final = "numpy alone, in memory"
+FILES: Final = "numpy alone, same copies through files"
 
 Tell = Callable[[str], None]
 
@@ -93,17 +94,19 @@ COMPARISONS: Final[dict[str, Comparison]] = {
         "a chain of 100 small nodes",
         work.CHAINED,
         (OURS, BARE, DASK, RAY),
-        Effort(turns=30, seconds=10),
+        Effort(turns=10, seconds=12, burst=4),
         tuple(Target(name, 1 / 50) for name in _CLUSTERS),
-        note="bare Celery: a canvas chain; Dask and Ray: a task for each node, on the one before.",
+        note="bare Celery: a canvas chain; Dask and Ray: a task for each node, on the one before. Four in a row.",
     ),
     "tensor": Comparison(
         "an 80 MB float64 tensor in, doubled, and out",
         work.TENSOR,
-        (OURS, BARE, DASK, RAY, NUMPY),
+        (OURS, BARE, DASK, RAY, FILES, NUMPY),
         Effort(turns=15, seconds=14),
-        (Target(RAY, 0.6), Target(NUMPY, 2.0)),
-        note="bare Celery: pickled; Dask: scattered; Ray: put. The result is summed by the client.",
+        (Target(RAY, 0.6), Target(FILES, 2.0)),
+        note="bare Celery: pickled; Dask: scattered; Ray: put. The client sums the result. Files lie in shared memory, "
+        "mapped, as this package's are. Making and mapping their pages, 4 KB each, takes most of the time; Ray's store "
+        "uses pages again, and memory of a process's own comes in huge ones.",
     ),
     "map": Comparison(
         "a small function over 10,000 items",
@@ -135,7 +138,7 @@ COMPARISONS: Final[dict[str, Comparison]] = {
         "events on against events off, a chain of 100 nodes",
         work.CHAINED,
         (OURS, SILENT),
-        Effort(turns=200, seconds=10, warm=10),
+        Effort(turns=60, seconds=10, burst=5, warm=2),
         (Target(SILENT, 1.1),),
         jobs={SILENT: work.CHAINED_SILENTLY},
     ),
@@ -191,7 +194,8 @@ def _players(names: set[str], folder: Path | None, tell: Tell) -> Iterator[tuple
             PREFORK: lambda: Player(PREFORK, "bare_celery", data, environ, pool="prefork"),
             DASK: lambda: Player(DASK, "dask_distributed", data),
             RAY: lambda: Player(RAY, "ray_local", data),
-            NUMPY: lambda: Player(NUMPY, "numpy_alone", data),
+            FILES: lambda: Player(FILES, "numpy_alone", data, through_files=True),
+            NUMPY: lambda: Player(NUMPY, "numpy_alone", data, through_files=False),
         }
         players, failures = {}, {}
         try:

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import InvalidName, canonicalize_name
 
 from somatize_worker.errors import EnvironmentFailed
 
@@ -88,8 +88,11 @@ def _normalise_line(line: str, allow: Collection[str]) -> str:
 
 def _parse(line: str) -> Requirement:
     try:
-        return Requirement(line)
-    except InvalidRequirement as error:
+        requirement = Requirement(line)
+        for name in (requirement.name, *requirement.extras):
+            canonicalize_name(name, validate=True)  # the parser alone lets a name end in "_"
+        return requirement
+    except (InvalidRequirement, InvalidName) as error:
         reason = str(error).partition("\n")[0]
         raise _refused(line, f"it does not parse: {reason}; write `name`, `name==1.2` or `name>=1,<2`") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -92,14 +92,21 @@ def offload_spec(spec: dict[str, Any], store: Putter, limit: int) -> dict[str, A
             entry if entry["state"] is None else {**entry, "state": offload(store, entry["state"], limit)}
             for entry in spec["filters"]
         ]
-        size = sum(len(entry["pickle"]) for entry in filters)
-        if size > limit:
+        if sum(map(len, {entry["pickle"] for entry in filters})) > limit:
             packed = pack(filters)
             spec["filters"] = store.put(packed, key=hashlib.sha256(packed).digest())
             spec["requirements"] = {entry["node_id"]: entry["requirements"] for entry in filters}
         else:
-            spec["filters"] = filters
+            spec |= shared_pickles(filters)
     return spec
+
+
+def shared_pickles(filters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The spec's ``filters``, and ``pickles`` where several nodes have the same one: entries then have its place."""
+    places = {pickle: place for place, pickle in enumerate(dict.fromkeys(entry["pickle"] for entry in filters))}
+    if len(places) == len(filters):
+        return {"filters": filters}
+    return {"filters": [{**entry, "pickle": places[entry["pickle"]]} for entry in filters], "pickles": list(places)}
 
 
 def message_submission(

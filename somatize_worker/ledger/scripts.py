@@ -72,26 +72,28 @@ class Runner:
         It may be called on another thread. If the connection breaks the script is run again, and so it is in every
         further call: it must be one that recognises a repetition.
         """
-        try:
-            line = self._lines.pop()
-        except IndexError:
-            line = redis.Redis(connection_pool=self.client.connection_pool, single_connection_client=True)
-        connection: Any = line.connection
-        sent: list[bool] = []
+        pending: list[redis.Redis] = []
         with suppress(*OUTAGES):
-            connection.send_command("EVALSHA", script.sha, 0, *arguments, check_health=False)
-            sent.append(True)
+            line = self._line()
+            _connection(line).send_command("EVALSHA", script.sha, 0, *arguments, check_health=False)
+            pending.append(line)
 
         def reply() -> Any:
-            if sent:
-                sent.clear()
+            if pending:
+                line = pending.pop()
                 with suppress(redis.exceptions.NoScriptError, *OUTAGES):
-                    answer = connection.read_response()
+                    answer = _connection(line).read_response()
                     self._lines.append(line)
                     return answer
             return self.run(script, arguments)
 
         return reply
+
+    def _line(self) -> redis.Redis:
+        try:
+            return self._lines.pop()
+        except IndexError:
+            return redis.Redis(connection_pool=self.client.connection_pool, single_connection_client=True)
 
     def command(self, *arguments: Any) -> Any:
         """One command's reply."""
@@ -110,6 +112,10 @@ class Runner:
                 return list(pipeline.execute())
             except OUTAGES as error:
                 raise unreachable(self.client, error) from error
+
+
+def _connection(line: redis.Redis) -> Any:
+    return line.connection
 
 
 def unreachable(client: redis.Redis, error: Exception) -> ServerUnreachable:

@@ -37,6 +37,7 @@ def _child(claim: Claim, spec: Mapping[str, Any], child: Mapping[str, Any]) -> S
             "mode": spec["mode"],
             "input": child["input"],
             "filters": filters,
+            **({"pickles": spec["pickles"]} if "pickles" in spec else {}),
             **({"requirements": needed} if isinstance(filters, Reference) and needed else {}),
             "metadata": {**spec["metadata"], "soma": options},
         }

@@ -114,6 +114,8 @@ def test_relative_paths_are_refused_even_where_paths_are_allowed(line: str) -> N
         "${HOME}",
         "x @ https://${SECRET}@example.org/x.whl",
         "[extra]",
+        "0_",
+        "six[0_]",
         "é",
         "a" * 2000,
     ],

@@ -46,7 +46,7 @@ class Color(enum.Enum):
     RED = "red"
 
 
-class Name(enum.StrEnum):  # noqa: UP042: the older way to write a StrEnum, which users have
+class Name(enum.StrEnum):
     BOB = "bob"
 
 

@@ -232,7 +232,9 @@ class Journal:
     def _drop(self, prefix: str) -> dict[str, Any]:
         """Remove entries that wait below a prefix; their states."""
         states: dict[str, Any] = {}
-        for path in [path for path in self._pending if path.startswith(prefix)]:
+        for path in tuple(self._pending):
+            if not path.startswith(prefix):
+                continue
             entry = self._pending[path]
             if isinstance(entry, dict):
                 del self._pending[path]

@@ -28,6 +28,8 @@ _BATCH_AFTER_NS: Final = 10_000_000
 _NODE_AFTER_NS: Final = 50_000_000
 _PROGRESS_EVERY_NS: Final = 50_000_000
 _EVENTS_IN_FRAME: Final = 5_000
+_NUMBERS: Final = frozenset({int, float})
+_NUMBER: Final = quoted(summary(0))  # the commonest of all
 _SUMMARISED: Final = frozenset({np.ndarray, dict, list, str, int, float, bool, bytes, type(None)})
 
 
@@ -128,7 +130,8 @@ class Events:
             now = self._clock()
             self._buffer.append(
                 f'{{"event_type":"NodeCompleted","run_id":{self._run},"node_id":{self._quote(node_id)},'
-                f'"duration":{(now - started_ns) // 1_000_000},"output_summary":{quoted(shown(output))}}}'
+                f'"duration":{(now - started_ns) // 1_000_000},'
+                f'"output_summary":{_NUMBER if type(output) in _NUMBERS else quoted(shown(output))}}}'
             )
             if now - self._last_sent > _BATCH_AFTER_NS:
                 self.flush()

@@ -110,7 +110,10 @@ class Run:
         specs = self.spec.get("filters") or []
         if isinstance(specs, Reference):
             specs = unpack(self.exchange.load(specs))
-        return list(specs)
+        pickles = self.spec.get("pickles")
+        if pickles is None:
+            return list(specs)
+        return [{**spec, "pickle": pickles[spec["pickle"]]} for spec in specs]
 
     def children(self, suspended: Suspend) -> list[dict[str, Any]]:
         """The parts that are to run elsewhere, their inputs packed.

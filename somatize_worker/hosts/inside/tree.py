@@ -29,6 +29,11 @@ def split(plan: Any) -> tuple[str, Any]:
     raise InvalidPipeline(f"not a plan: {str(plan)[:80]!r}")
 
 
+def _is_single(plan: Any) -> bool:
+    """Whether it is one ``Execute``: most of a long plan is, and what looks at every step passes quickly over these."""
+    return type(plan) is dict and len(plan) == 1 and "Execute" in plan
+
+
 def children(kind: str, body: Any) -> list[Any]:
     """The plans directly inside one."""
     if kind in ("Sequence", "Parallel"):
@@ -69,7 +74,10 @@ def _filters_needed(plan: Any, spread: bool) -> Iterator[str]:
     if kind == "Remote" or (kind == "Parallel" and spread):
         return
     for child in children(kind, body):
-        yield from _filters_needed(child, spread)
+        if _is_single(child):
+            yield child["Execute"]["node_id"]
+        else:
+            yield from _filters_needed(child, spread)
 
 
 def last_node(plan: Any) -> str | None:
@@ -120,7 +128,8 @@ def check(plan: Any) -> None:
     if kind == "Stream" and body["chunk_size"] < 1:
         raise InvalidPipeline(f"a Stream's chunk_size must be at least 1, not {body['chunk_size']}")
     for child in children(kind, body):
-        check(child)
+        if not _is_single(child):
+            check(child)
 
 
 def summary(plan: Any) -> dict[str, int]:
@@ -139,4 +148,7 @@ def _count(plan: Any, counts: dict[str, int]) -> None:
     if kind == "Parallel":
         counts["parallel_branches"] += len(body)
     for child in children(kind, body):
-        _count(child, counts)
+        if _is_single(child):
+            counts["total_nodes"] += 1
+        else:
+            _count(child, counts)

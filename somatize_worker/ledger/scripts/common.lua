@@ -63,8 +63,11 @@ end
 
 -- How many events a text has: JSON objects, one a line.
 local function events_in(text)
-  local _, ends = string.gsub(text, '\n', '')
-  return ends + 1
+  local count, ends = 1, string.find(text, '\n', 1, true)
+  while ends do
+    count, ends = count + 1, string.find(text, '\n', ends + 1, true)
+  end
+  return count
 end
 
 -- Append the texts ARGV[first..last], of one or more events each, to the root's log, and publish the events one by one
