@@ -52,6 +52,8 @@ def environment() -> dict[str, str]:
         passed["UV_INDEX"] = extra
     if certificates:
         passed.setdefault("SSL_CERT_FILE", certificates)
+    if "UV_NATIVE_TLS" not in passed:
+        passed.setdefault("UV_SYSTEM_CERTS", "1")  # trust what this machine trusts, as pip does
     return {**passed, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "NO_COLOR": "1"}
 
 

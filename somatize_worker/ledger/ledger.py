@@ -102,7 +102,7 @@ class Ledger(Reader, Registry):
     def _claimed(self, plan_id: str, answer: list[Any] | None) -> Claim | None:
         if answer is None:
             return None
-        epoch, values, journal, remaining_ms = answer
+        epoch, values, journal, remaining_ms, running = answer
         (kind, attempts, deaths, spec, code, requirements, root) = values[:7]
         (path, timeout_ms, max_attempts, queue, priority, summary, retry, seq) = values[7:]
         return Claim(
@@ -125,6 +125,7 @@ class Ledger(Reader, Registry):
             journal={path.decode(): packed for path, packed in pairs(journal).items()},
             retry=decode_retry(retry),
             seq=int(seq or 0),
+            running=[child.decode() for child in running],
         )
 
     def renew(self, worker_id: str, holds: Sequence[tuple[str, int]]) -> dict[str, Holding]:
@@ -191,11 +192,16 @@ class Ledger(Reader, Registry):
         epoch: int,
         children: Sequence[Submission],
         *,
+        running: Sequence[str] = (),
         events: Sequence[Text] = (),
         journal: Mapping[str, bytes] | None = None,
         output: Sequence[Text] = (),
+        stay: bool = False,
     ) -> Suspended:
         """Give the lease back until child plans have ended; creates those that do not exist.
+
+        ``running`` has the ids of children that exist already. ``stay``: the lease is kept, because there is work
+        to do beside the children.
 
         A child's end is in the parent's journal under the child's ``path``, packed: ``{"state": .., **result}``.
         ``parent`` and ``root`` of the submissions are filled in here. A plan that is being cancelled is ended as
@@ -206,7 +212,9 @@ class Ledger(Reader, Registry):
         """
         entries = _flat(journal)
         arguments: list[Any] = [plan_id, epoch, self._events_kept, self._output_kept]
-        arguments += (len(events), len(entries) // 2, len(output), *events, *entries, *output)
+        arguments += (len(events), len(entries) // 2, len(output), "1" if stay else "", *events, *entries, *output)
+        for child_id in running:
+            arguments += (child_id, "", "", 0)
         for child in children:
             fields = _fields(child)
             arguments += (child.plan_id, child.digest, child.path or child.plan_id, len(fields), *fields)

@@ -71,7 +71,8 @@ class Claim:
     """A lease, with all that is needed to run the plan. ``journal`` holds packed entries by path.
 
     ``remaining_ms`` is what is left of ``timeout_ms``, which counts from the first start; without a timeout it is 0.
-    ``seq`` is the number of events that the plan has logged itself.
+    ``seq`` is the number of events that the plan has logged itself. ``running`` has the places of its parts that run
+    as plans of their own.
     """
 
     plan_id: str
@@ -93,6 +94,7 @@ class Claim:
     journal: dict[str, bytes]
     retry: Mapping[str, Any]
     seq: int = 0
+    running: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,13 @@ def child_plans(claim: Claim, spec: Mapping[str, Any], children: Iterable[Mappin
     return [_child(claim, spec, child) for child in children]
 
 
+def child_id(plan_id: str, path: str) -> str:
+    """The id of the plan that runs the part of another at ``path``."""
+    return f"{plan_id}.{path}"
+
+
 def _child(claim: Claim, spec: Mapping[str, Any], child: Mapping[str, Any]) -> Submission:
-    plan_id = f"{claim.plan_id}.{child['path']}"
+    plan_id = child_id(claim.plan_id, child["path"])
     options = {
         **(spec["metadata"].get("soma") or {}),
         "run_id": claim.root,

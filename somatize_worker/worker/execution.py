@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +32,7 @@ from somatize_worker.packing import Reference, unpack
 from somatize_worker.stores import resolve
 from somatize_worker.worker import ending, lending, needs
 from somatize_worker.worker.adoption import Adoption
-from somatize_worker.worker.children import child_plans
+from somatize_worker.worker.children import child_id, child_plans
 from somatize_worker.worker.publisher import Publisher
 from somatize_worker.worker.running import End, Interruption, Running
 from somatize_worker.worker.tools import Tools
@@ -39,6 +40,7 @@ from somatize_worker.worker.tools import Tools
 log = logging.getLogger("somatize.worker")
 
 _TICK_S = 0.25
+_GOES_ON = End("leased", "parts of it run elsewhere, and others here")
 _RUN_FAILED = '"event_type":"RunFailed"'
 _TOLD_OF_A_FAILURE = ("error_type", "node_id", "traceback")
 
@@ -76,7 +78,9 @@ class PlanSupervision:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return self._finish(self._out_of_time())
         with self._tools.gpus.lend() as gpus:
-            return self._run_on(gpus)
+            while (end := self._run_on(gpus)) is _GOES_ON:
+                pass
+        return end
 
     def _run_on(self, gpus: list[int] | None) -> End | None:
         try:
@@ -121,6 +125,7 @@ class PlanSupervision:
                     "epoch": claim.epoch,
                     "spec": claim.spec,
                     "journal": claim.journal,
+                    "running": claim.running,
                     "store": str(self._tools.store.workspace()),
                     "inline_limit": settings.inline_limit_bytes,
                     "worker_id": self._tools.worker_id,
@@ -304,15 +309,32 @@ class PlanSupervision:
     def _suspend(self, said: Mapping[str, Any]) -> End | None:
         self._publisher.settle()
         events, output = self._publisher.take()
-        children = child_plans(self._claim, self._spec, [self._files.adopt(child) for child in said["children"]])
+        known = [child["path"] for child in said["children"] if "plan" not in child]
+        new = [self._files.adopt(child) for child in said["children"] if "plan" in child]
+        children = child_plans(self._claim, self._spec, new)
         journal = {path: self._files.adopt_packed(entry) for path, entry in said["journal"].items()}
         suspended = patiently(
             lambda: self._tools.ledger.suspend(
-                self._claim.plan_id, self._claim.epoch, children, events=events, journal=journal, output=output
+                self._claim.plan_id,
+                self._claim.epoch,
+                children,
+                running=[child_id(self._claim.plan_id, path) for path in known],
+                events=events,
+                journal=journal,
+                output=output,
+                stay=said["goes_on"],
             )
         )
         self._tools.send(suspended.wake)
-        return None
+        if not (said["goes_on"] and suspended.accepted):
+            return None
+        self._claim = replace(
+            self._claim,
+            journal={**self._claim.journal, **journal},
+            running=[*self._claim.running, *(child.path for child in children)],
+            seq=max(self._claim.seq, 1),
+        )
+        return _GOES_ON
 
     def _hand_back(self, why: str, *, count_attempt: bool, delay_ms: int = 0) -> End | None:
         self._publisher.settle()

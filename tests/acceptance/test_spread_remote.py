@@ -137,6 +137,32 @@ def test_a_waiting_parent_holds_no_slot(c: Coordinator, tmp_path: Path) -> None:
     assert run.result(timeout=20).output == 2
 
 
+def test_a_branch_elsewhere_runs_while_others_run_here(c: Coordinator, tmp_path: Path) -> None:
+    here, there = Holds(tmp_path, "here"), Holds(tmp_path, "there")
+    before = Says(tmp_path, "before").named("before")
+    run = c.forward(before >> fork(here.named("h"), there.on("b").named("t")) >> (lambda v: sum(v.values())), 0)
+    held(tmp_path, "here", "there")
+    let_go(tmp_path)
+    assert run.result(timeout=20).output == 2
+    assert ran(tmp_path) == ["before"]
+    assert [event.event_type for event in run.events()].count("RunStarted") == 1
+
+
+def test_a_branch_elsewhere_goes_on_when_the_worker_of_the_others_is_killed(tmp_path: Path) -> None:
+    with Cluster({"cpu": 2, "b": 1}, slots=1, settings=short()) as cluster, Coordinator(settings=cluster.settings) as c:
+        here, there = Holds(tmp_path, "here"), Holds(tmp_path, "there")
+        run = c.forward(fork(here.named("h"), there.on("b").named("t")), 0)
+        held(tmp_path, "here", "there")
+        holder = c.ledger.record(run.plan_id).worker
+        (pid,) = [worker.pid for worker in c.workers() if worker.worker_id == holder]
+        cluster.kill(cluster.worker(pid))
+        poll(lambda: len(held(tmp_path)) == 3, timeout_s=30, what="the branch that ran here once more")
+        let_go(tmp_path)
+        assert run.result(timeout=20).output == {"h": 0, "t": 0}
+        (part,) = c.ledger.family(run.plan_id)
+        assert part.epoch == 1
+
+
 # ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

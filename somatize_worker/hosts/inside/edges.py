@@ -7,8 +7,9 @@ arms) count as one, under its name; seen from inside, everything outside of them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 from somatize_worker.errors import InvalidPipeline
@@ -42,7 +43,7 @@ class Scope:
         self._waiting: set[str] = set()
         self._holder: dict[str, str] = {}
         order: dict[str, _Position] = {}
-        _place(plan, order, self._holder, ())
+        _place(plan, order, self._holder, (), count())
         mentioned = {node for edge in edges for node in edge}
         #: By node, the names that its input has: name -> the node (or container) whose output that is.
         self._predecessors: dict[str, dict[str, str]] = {node: {} for node in order if node in mentioned}
@@ -175,17 +176,22 @@ def _place(
     order: dict[str, _Position],
     holder: dict[str, str],
     branches: tuple[tuple[int, int], ...],
+    numbers: Iterator[int],
     inside: str | None = None,
 ) -> None:
-    """Number the nodes as they run; ``holder`` names the outermost container around a node."""
+    """Number the nodes as they end (a ``Remote`` may have the name of a node in it).
+
+    ``holder`` names the outermost container around a node.
+    """
     kind, body = tree.split(plan)
     own = tree.own_nodes(kind, body)
     container = inside or (own[0] if kind in _OPAQUE else None)
     fork = id(body)
     for index, child in enumerate(tree.children(kind, body)):
-        _place(child, order, holder, (*branches, (fork, index)) if kind == "Parallel" else branches, container)
+        within = (*branches, (fork, index)) if kind == "Parallel" else branches
+        _place(child, order, holder, within, numbers, container)
     for node in own:
-        order[node] = _Position(len(order), branches)
+        order[node] = _Position(next(numbers), branches)
         if inside is not None and node != inside:
             holder[node] = inside
 

@@ -19,12 +19,14 @@ class Suspend(Exception):
     """The plan goes on when its children have finished. Raised where the first output is missing.
 
     Each child has ``path``, ``node_id``, ``target``, ``plan`` and either ``value`` (a live object) or ``input``
-    (packed already). An empty list means: waits for what an earlier ``Suspend`` of this run has asked for.
+    (packed already); one that runs already has its ``path`` alone. An empty list means: waits for what an earlier
+    ``Suspend`` of this run has asked for. ``goes_on``: there is work to do here while the children run.
     """
 
-    def __init__(self, children: list[dict[str, Any]]) -> None:
+    def __init__(self, children: list[dict[str, Any]], *, goes_on: bool = False) -> None:
         super().__init__(f"waits for {[child['path'] for child in children]}")
         self.children = children
+        self.goes_on = goes_on
 
 
 @dataclass

@@ -32,6 +32,8 @@ class Interpreter:
         self.journal = journal
         self._runner = runner or OneAfterTheOther()
         self._scope: Scope | None = None
+        self._pauses = False
+        self._news: list[dict[str, Any]] = []
         self._walks: dict[str, Callable[[Any, Any, str], Any]] = {
             "Execute": self._execute,
             "Sequence": self._sequence,
@@ -56,6 +58,7 @@ class Interpreter:
         """
         if self._program.edges is not None:
             self._scope = Scope(plan, self._program.edges, value)
+        self._pauses = True
         return self._in_scope(lambda: self._known(plan, value, ""))
 
     def run_task(self, task: Task) -> Any:
@@ -125,6 +128,8 @@ class Interpreter:
             try:
                 value = self.walk(step, value, below(path, str(index)))
             except Suspend as waits:
+                if waits.goes_on:
+                    raise
                 self._scope.wait_for(step)
                 suspended = [*(suspended or []), *waits.children]
                 value = BLOCKED
@@ -145,7 +150,17 @@ class Interpreter:
                 outputs[key] = self.use(at) if self._scope is None else self._scope.restore_branch(self.use(at))
             else:
                 tasks.append(Task(plan, at, key, value, self._scope))
-        self._runner.run(tasks, self._run_here)
+        here = []
+        for task in tasks:
+            if self._starts_elsewhere(task.plan, task.path):
+                self._run_here(task)
+            else:
+                here.append(task)
+        if here:
+            self._let_others_start()
+        pauses, self._pauses = self._pauses, False  # what several branches have done is not thrown away for one
+        self._runner.run(here, self._run_here)
+        self._pauses = pauses
         waiting = [task for task in tasks if task.children is not None]
         if waiting:
             self._keep_finished(tasks)
@@ -320,7 +335,9 @@ class Interpreter:
         if self.journal.replaying and self.journal.has(at):
             output = self.use(at)
         else:
-            output = run(value if reads_as is None else scope.input_of(reads_as, value))
+            given = value if reads_as is None else scope.input_of(reads_as, value)
+            self._let_others_start()
+            output = run(given)
             self.journal.note(at, output)
         scope.record(at, node_id, output)
         return output
@@ -338,6 +355,22 @@ class Interpreter:
 
     # ── elsewhere ────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _starts_elsewhere(self, plan: Any, path: str) -> bool:
+        """Whether the first thing to do is to have a part run as a plan of its own, or to wait for it."""
+        kind, body = tree.split(plan)
+        if kind == "Sequence" and body:
+            return self._starts_elsewhere(body[0], below(path, "0"))
+        return kind == "Remote" and not self.journal.has(path or ROOT)
+
+    def _let_others_start(self) -> None:
+        """Called before work is done here: parts that run elsewhere are to start now, not when that is done.
+
+        Raises:
+            Suspend: there are such parts. Once they have started, the plan comes here again.
+        """
+        if self._news and self._pauses:
+            raise Suspend(self._news, goes_on=True)
+
     def _remote(self, body: dict[str, Any], value: Any, path: str) -> Any:
         return self._elsewhere(body["plan"], body["node_id"], body["node_id"], body["target"], value, path or ROOT)
 
@@ -351,22 +384,22 @@ class Interpreter:
         scope = self._scope
         if self.journal.replaying and self.journal.has(at):
             output = self.use(at)
+        elif at in self._program.running:
+            raise Suspend([{"path": at}])
         else:
             if scope is not None:
                 check_one_input(plan, scope.edges, node_id)
                 value = value if reads_as is None else scope.input_of(reads_as, value)
-            raise Suspend(
-                [
-                    {
-                        "path": at,
-                        "node_id": node_id,
-                        "target": target,
-                        "plan": plan,
-                        "node_ids": list(dict.fromkeys(tree.every_node(plan))),
-                        "value": value,
-                    }
-                ]
-            )
+            child = {
+                "path": at,
+                "node_id": node_id,
+                "target": target,
+                "plan": plan,
+                "node_ids": list(dict.fromkeys(tree.every_node(plan))),
+                "value": value,
+            }
+            self._news.append(child)
+            raise Suspend([child])
         if scope is not None:
             scope.outputs[node_id] = output
         return output

@@ -25,7 +25,7 @@ class Program:
     ``load_y`` gives the targets of a fit; ``edges`` are the plan's, None without; ``spread``: branches of a
     ``Parallel`` run as plans of their own; ``cache``: outputs and states go through the cache, those of all nodes
     whose filters do not object, or of the nodes named; ``configuration`` gives the key of a node's code and parameters,
-    ``stored_states`` are the states that came with the plan.
+    ``stored_states`` are the states that came with the plan; ``running`` has the places of parts that run elsewhere.
     """
 
     steps: Mapping[str, Step]
@@ -37,6 +37,7 @@ class Program:
     cache: bool | Collection[str] = False
     configuration: Callable[[str], bytes] = field(default=lambda node_id: b"")
     stored_states: Mapping[str, Any] = field(default_factory=dict)
+    running: Collection[str] = ()
 
 
 class Nodes:

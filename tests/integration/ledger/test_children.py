@@ -120,6 +120,49 @@ def test_a_child_that_failed_meanwhile_wakes_the_parent_again(ledger: Ledger, le
     assert [wake.plan_id for wake in suspended.wake] == [bad.plan_id, parent.plan_id]
 
 
+def test_children_start_while_their_parent_goes_on(ledger: Ledger, leased: Leased, new: Plans) -> None:
+    parent, quick, slow = leased(), new("quick", path="0"), new("slow", path="1")
+    both = [quick, slow]
+    for _ in range(2):  # the second time as after a lost reply
+        started = ledger.suspend(parent.plan_id, 1, both, journal={"a": b"1"}, stay=True)
+        assert (started.accepted, [wake.plan_id for wake in started.wake]) == (True, [one.plan_id for one in both])
+    assert (state(ledger, parent.plan_id), state(ledger, quick)) == ("leased", "queued")
+    holder = ledger.record(parent.plan_id).worker
+    assert ledger.renew(holder, [(parent.plan_id, 1)]) == {parent.plan_id: "held"}
+    for child in both:
+        claim(ledger, child)
+    assert ledger.finish(quick.plan_id, 1, succeeded()).wake == []
+    waits = ledger.suspend(parent.plan_id, 1, [], running=[quick.plan_id, slow.plan_id])
+    assert (waits.accepted, waits.wake) == (True, [])
+    assert state(ledger, parent.plan_id) == "waiting"
+    (wake,) = ledger.finish(slow.plan_id, 1, succeeded()).wake
+    assert wake.plan_id == parent.plan_id
+    assert set(claim(ledger, parent.plan_id).journal) == {"a", "0", "1"}
+
+
+def test_a_parent_that_starts_again_is_told_which_parts_run(ledger: Ledger, leased: Leased, new: Plans) -> None:
+    parent, quick, slow = leased(), new("quick", path="0"), new("slow", path="1")
+    ledger.suspend(parent.plan_id, 1, [quick, slow], stay=True)
+    claim(ledger, quick)
+    ledger.finish(quick.plan_id, 1, succeeded())
+    ledger.release(parent.plan_id, 1, why="its worker died", count_attempt=True)
+    again = claim(ledger, parent.plan_id)
+    assert (list(again.running), set(again.journal)) == (["1"], {"0"})
+    # What it was given may differ this time, so it must not be asked for anew.
+    assert ledger.suspend(parent.plan_id, 2, [], running=[slow.plan_id]).accepted
+    assert state(ledger, parent.plan_id) == "waiting"
+
+
+def test_a_child_that_failed_while_its_parent_went_on(ledger: Ledger, leased: Leased, new: Plans) -> None:
+    parent, bad, slow = leased(), new("bad", path="0"), new("slow", path="1")
+    ledger.suspend(parent.plan_id, 1, [bad, slow], stay=True)
+    claim(ledger, bad)
+    assert ledger.finish(bad.plan_id, 1, failed("broken")).wake == []
+    waits = ledger.suspend(parent.plan_id, 1, [], running=[bad.plan_id, slow.plan_id])
+    assert [wake.plan_id for wake in waits.wake] == [parent.plan_id]
+    assert unpack(claim(ledger, parent.plan_id).journal["0"])["error"] == "broken"
+
+
 def test_suspending_for_nothing_goes_on_at_once(ledger: Ledger, leased: Leased) -> None:
     parent = leased()
     (wake,) = ledger.suspend(parent.plan_id, 1, [], journal={"a": b"1"}, events=[event()], output=["line"]).wake

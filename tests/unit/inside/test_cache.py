@@ -10,6 +10,7 @@ import pytest
 
 from somatize_worker.hosts.inside import caching
 from somatize_worker.hosts.inside.caching import Digests, for_output, for_state, of_parts
+from somatize_worker.pipeline import fingerprint_of
 from somatize_worker.protocol import CacheKey
 from tests.unit.inside.world import Memory, Scaler, World, parallel, sequence
 
@@ -48,7 +49,8 @@ class Cluster:
         self.memory = Memory()
 
     def run(self, plan: Any, filters: dict[str, Any], value: Any, **options: Any) -> World:
-        world = World(plan, filters, memory=self.memory, cache=True, **options)
+        fingerprints = {name: fingerprint_of(filter) for name, filter in filters.items()}
+        world = World(plan, filters, memory=self.memory, cache=True, fingerprints=fingerprints, **options)
         self.output = world.run(value)
         happened = world.happened()
         self.hits = [event["node_id"] for event in happened if event["event_type"] == "NodeCacheHit"]

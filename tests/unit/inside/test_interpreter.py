@@ -293,14 +293,40 @@ def test_fit_fits_in_order_and_forwards():
     assert world.states() == {"s": {"mean": 3.0}, "t": {"mean": 0.0, "y": [1, 2]}}
 
 
-def test_parts_that_run_elsewhere_suspend_the_plan_after_everything_else_has_run():
+def test_branches_that_start_elsewhere_are_handed_over_before_others_run():
     ran: list[str] = []
-    plan = parallel(sequence("a", remote("r1")), sequence("b", "c"), remote("r2"))
-    filters = {name: noting(ran, name, lambda x: x + 1) for name in "abc"}
-    world = World(plan, filters, live=True)
+    plan = parallel(sequence("a", remote("r1")), sequence("b", "c"), remote("r2"), sequence(remote("r3"), "d"))
+    filters = {name: noting(ran, name, lambda x: x + 1) for name in "abcd"}
+    first = World(plan, filters, live=True)
     with pytest.raises(Suspend) as caught:
-        world.run(1)
-    assert ran == ["a", "b", "c"]
-    assert [(child["path"], child["value"]) for child in caught.value.children] == [("0.1", 2), ("2", 1)]
-    assert [child["node_ids"] for child in caught.value.children] == [["r1"], ["r2"]]
-    assert set(world.journal.take()) == {"0.0", "1"}
+        first.run(1)
+    assert (caught.value.goes_on, ran) == (True, [])
+    assert [(child["path"], child["value"]) for child in caught.value.children] == [("2", 1), ("3.0", 1)]
+
+    second = World(plan, filters, live=True, running=["2", "3.0"])
+    with pytest.raises(Suspend) as caught:
+        second.run(1)
+    assert (caught.value.goes_on, ran) == (False, ["a", "b", "c"])
+    assert [(child["path"], child.get("value")) for child in caught.value.children] == [
+        ("0.1", 2),
+        ("2", None),
+        ("3.0", None),
+    ]
+    assert caught.value.children[0]["node_ids"] == ["r1"]
+    assert set(second.journal.take()) == {"0.0", "1"}
+
+
+def test_what_was_done_before_branches_start_elsewhere_is_kept():
+    ran: list[str] = []
+    plan = sequence("a", parallel(remote("r"), sequence("b", parallel(remote("s"), "c"))))
+    filters = {name: noting(ran, name, lambda x: x + 1) for name in "abc"}
+    first = World(plan, filters, live=True)
+    with pytest.raises(Suspend):
+        first.run(1)
+    journal = first.journal.take()
+    assert set(journal) == {"0"}
+    second = World(plan, filters, live=True, journal=journal, running=["1.0"])
+    with pytest.raises(Suspend) as caught:
+        second.run(1)
+    assert (caught.value.goes_on, ran) == (False, ["a", "b", "c"])
+    assert [child["path"] for child in caught.value.children] == ["1.0", "1.1.1.0"]

@@ -235,12 +235,24 @@ def test_with_edges_steps_that_do_not_wait_run_at_once():
     first = Watched(plan, PLUS, {}, edges=edges)
     with pytest.raises(Suspend) as caught:
         first.world.run(1)
-    assert first.ran == ["a", "d"]
+    assert (caught.value.goes_on, first.ran) == (True, ["a"])  # "d" has to wait until the others have started
     assert [(child["path"], child["value"]) for child in caught.value.children] == [("1", ["a", 1]), ("2", ["a", 1])]
+    second = Watched(plan, PLUS, first.world.journal.take(), edges=edges, running=["1", "2"])
+    with pytest.raises(Suspend) as caught:
+        second.world.run(1)
+    assert (caught.value.goes_on, second.ran) == (False, ["d"])
+    assert caught.value.children == [{"path": "1"}, {"path": "2"}]
     output, ran, runs = run_with_children(plan, PLUS, 1, edges=edges)
     a = ["a", 1]
     assert output == ["f", {"d": ["d", a], "e": ["e", {"b": ["b", a], "c": ["c", a]}]}]
     assert (sorted(ran), runs) == (["a", "d", "e", "f"], 3)
+
+
+def test_with_edges_a_chain_does_not_go_on_while_it_waits():
+    world = World(sequence("a", remote("b"), "c"), PLUS, edges=[["a", "b"], ["b", "c"]])
+    with pytest.raises(Suspend) as caught:
+        world.run(1)
+    assert not caught.value.goes_on
 
 
 def test_spread_branches_are_children_without_a_target():

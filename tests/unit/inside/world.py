@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import count
 from typing import Any
 
@@ -128,6 +128,8 @@ class World:
         pickled_by: str | None = None,
         clock: Callable[[], int] | None = None,
         live: bool = False,
+        running: Collection[str] = (),
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         self.plan = plan
         self.memory = memory or Memory()
@@ -160,8 +162,9 @@ class World:
             edges=as_pairs({"edges": edges} if edges is not None else {}),
             spread=spread,
             cache=cache,
-            configuration=lambda node_id: configuration(node_id, loading.pickle_of(node_id), {}),
+            configuration=lambda node_id: configuration(node_id, loading.pickle_of(node_id), fingerprints or {}),
             stored_states=loading.stored_states(),
+            running=running,
         )
         nodes = Nodes(program, self.memory, self.journal, self.events)
         self.interpreter = Interpreter(program, nodes, self.journal, runner)
