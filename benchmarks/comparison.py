@@ -13,8 +13,9 @@ from typing import Final
 from benchmarks import work
 from benchmarks.player import Failed, Player
 from benchmarks.rounds import Effort, Score, take_turns
-from benchmarks.stage import stage
+from benchmarks.stage import huge_pages, stage
 from benchmarks.work import Work
+from somatize_worker.settings import Settings
 
 OURS: Final = "somatize-worker"
 SILENT: Final = "somatize-worker, events off"
@@ -22,6 +23,7 @@ BARE: Final = "bare Celery, threads"
 PREFORK: Final = "bare Celery, prefork"
 DASK: Final = "Dask distributed"
 RAY: Final = "Ray"
+HUGE: Final = "somatize-worker, store on huge pages"
 NUMPY: Final = "numpy alone, in memory"
 FILES: Final = "numpy alone, same copies through files"
 
@@ -101,12 +103,12 @@ COMPARISONS: Final[dict[str, Comparison]] = {
     "tensor": Comparison(
         "an 80 MB float64 tensor in, doubled, and out",
         work.TENSOR,
-        (OURS, BARE, DASK, RAY, FILES, NUMPY),
+        (OURS, HUGE, BARE, DASK, RAY, FILES, NUMPY),
         Effort(turns=15, seconds=14),
         (Target(RAY, 0.6), Target(FILES, 2.0)),
         note="bare Celery: pickled; Dask: scattered; Ray: put. The client sums the result. Files lie in shared memory, "
-        "mapped, as this package's are. Making and mapping their pages, 4 KB each, takes most of the time; Ray's store "
-        "uses pages again, and memory of a process's own comes in huge ones.",
+        "mapped, as this package's are. Making and mapping their pages, 4 KB each, takes most of the time: a tmpfs "
+        "mounted with `huge=within_size` has larger ones. Ray's store uses its pages again.",
     ),
     "map": Comparison(
         "a small function over 10,000 items",
@@ -186,7 +188,7 @@ def _players(names: set[str], folder: Path | None, tell: Tell) -> Iterator[tuple
     data = Work()
     pools = [pool for name, pool in ((BARE, "threads"), (PREFORK, "prefork")) if name in names]
     tell("starting the server and its workers")
-    with stage(pools, folder=folder) as environ:
+    with ExitStack() as on_huge_pages, stage(pools, folder=folder) as environ:
         made = {
             OURS: lambda: Player(OURS, "ours", data, environ),
             SILENT: lambda: Player(SILENT, "ours", data, environ),
@@ -198,6 +200,15 @@ def _players(names: set[str], folder: Path | None, tell: Tell) -> Iterator[tuple
             NUMPY: lambda: Player(NUMPY, "numpy_alone", data, through_files=False),
         }
         players, failures = {}, {}
+        if HUGE in names:
+            try:
+                elsewhere = on_huge_pages.enter_context(huge_pages())
+            except Failed as failure:
+                failures[HUGE] = str(failure)
+            else:
+                settings = Settings(store=f"file://{elsewhere}")
+                theirs = on_huge_pages.enter_context(stage([], settings=settings))
+                made[HUGE] = lambda: Player(HUGE, "ours", data, theirs)
         try:
             for name in [name for name in made if name in names]:
                 tell(f"starting {name}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +15,10 @@ from typing import Final
 
 from benchmarks.celery_app import QUEUES
 from benchmarks.machine import cores
+from benchmarks.player import Failed
 from somatize_worker import LocalCluster
 from somatize_worker.owned import OwnedProcess
+from somatize_worker.settings import Settings
 
 ROOT: Final = Path(__file__).parent.parent
 _READY_WITHIN_S: Final = 60.0
@@ -49,9 +53,29 @@ class BareWorker:
 
 
 @contextmanager
-def stage(pools: Sequence[str], *, folder: Path | None = None) -> Iterator[dict[str, str]]:
+def huge_pages() -> Iterator[Path]:
+    """A folder in memory whose files are on huge pages, mounted for the while.
+
+    Raises:
+        Failed: this user may not mount, or this kernel has no such pages.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        command = ["mount", "-t", "tmpfs", "-o", "huge=within_size", "tmpfs", name]
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounted.returncode:
+            raise Failed(f"huge pages need root, to mount them: {mounted.stderr.strip()}")
+        try:
+            yield Path(name)
+        finally:
+            subprocess.run(["umount", "--lazy", name], check=True)
+
+
+@contextmanager
+def stage(
+    pools: Sequence[str], *, folder: Path | None = None, settings: Settings | None = None
+) -> Iterator[dict[str, str]]:
     """The variables with which a process joins. With ``folder`` the server keeps an append-only file there."""
-    with LocalCluster({"cpu": 1}, slots=cores(), folder=folder) as cluster:
+    with LocalCluster({"cpu": 1}, slots=cores(), folder=folder, settings=settings) as cluster:
         environ = cluster.environ()
         workers = [BareWorker(pool, {**os.environ, **environ}) for pool in pools]
         try:

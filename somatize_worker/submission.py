@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -12,9 +12,10 @@ from somatize_worker import protocol
 from somatize_worker.errors import InvalidMessage, InvalidPipeline
 from somatize_worker.jobs.validation import check_job
 from somatize_worker.ledger import Submission
-from somatize_worker.packing import pack
+from somatize_worker.packing import Reference, pack
 from somatize_worker.settings import Settings
 from somatize_worker.stores.references import Putter, offload
+from somatize_worker.values import nbytes
 
 _NEVER_S: Final = 3.2e9
 """A hundred years."""
@@ -81,20 +82,57 @@ def code_digest(filters: Iterable[Mapping[str, Any]]) -> tuple[str, tuple[str, .
     return digest.hexdigest(), tuple(sorted(requirements))
 
 
-def offload_spec(spec: dict[str, Any], store: Putter, limit: int) -> dict[str, Any]:
-    """The spec with its large values (input, targets, states, filters) moved to the store."""
-    spec = {**spec, "input": offload(store, spec["input"], limit)}
+class _Owned:
+    """Notes what is put into a store for one plan alone."""
+
+    def __init__(self, store: Putter) -> None:
+        self._store = store
+        self.references: list[Reference] = []
+
+    def put(self, value: Any, *, key: bytes | None = None) -> Reference:
+        reference = self._store.put(value, key=key)
+        if key is None:
+            self.references.append(reference)
+        return reference
+
+
+def content_key(value: Any) -> bytes:
+    """The key under which plain data lie once, however often they are put."""
+    kind, data = (b"bytes", value) if isinstance(value, bytes) else (b"data", pack(value))
+    digest = hashlib.sha256(kind)
+    digest.update(data)
+    return digest.digest()
+
+
+def offload_spec(
+    spec: dict[str, Any], store: Putter, limit: int, *, state_key: Callable[[str, Any], bytes] | None = None
+) -> dict[str, Any]:
+    """The spec with its large values (input, targets, states, filters) moved to the store.
+
+    Input and targets are the plan's own, listed as ``owned``: they go when it has ended. States and filters are
+    shared by all plans that have the same.
+
+    Args:
+        state_key: gives the content key of a node's state (node id, state), if it is known already.
+    """
+    own = _Owned(store)
+    spec = {**spec, "input": offload(own, spec["input"], limit)}
     if isinstance(spec["mode"], dict):
         fit = spec["mode"]["Fit"]
-        spec["mode"] = {"Fit": {**fit, "y": offload(store, fit["y"], limit)}}
+        spec["mode"] = {"Fit": {**fit, "y": offload(own, fit["y"], limit)}}
+    if own.references:
+        spec["owned"] = own.references
     if isinstance(spec["filters"], list):
-        filters = [
-            entry if entry["state"] is None else {**entry, "state": offload(store, entry["state"], limit)}
-            for entry in spec["filters"]
-        ]
+        filters = []
+        for entry in spec["filters"]:
+            state = entry["state"]
+            if not isinstance(state, Reference) and nbytes(state) > limit:
+                key = content_key(state) if state_key is None else state_key(entry["node_id"], state)
+                entry = {**entry, "state": store.put(state, key=key)}
+            filters.append(entry)
         if sum(map(len, {entry["pickle"] for entry in filters})) > limit:
             packed = pack(filters)
-            spec["filters"] = store.put(packed, key=hashlib.sha256(packed).digest())
+            spec["filters"] = store.put(packed, key=content_key(packed))
             spec["requirements"] = {entry["node_id"]: entry["requirements"] for entry in filters}
         else:
             spec |= shared_pickles(filters)

@@ -48,7 +48,9 @@ def play(work: Work) -> Iterator[Jobs]:
             expect(c.forward(chain, 0.0, events=False).result(timeout=_WAIT_S).output, CHAIN)
 
         def tensor() -> None:
-            work.check_tensor(c.forward(doubling, work.tensor).result(timeout=_WAIT_S).output)
+            run = c.forward(doubling, work.tensor)
+            work.check_tensor(run.result(timeout=_WAIT_S).output)
+            run.discard()  # as the others do when nobody refers to it any more
 
         def mapped() -> None:
             work.check_items(list(c.map(small, work.items)))

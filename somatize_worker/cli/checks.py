@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import psutil
 
 from somatize_worker import readable
 from somatize_worker.coordinator import Coordinator
@@ -119,8 +120,17 @@ def _space(settings: Settings) -> Check:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     ok = free >= _MIN_FREE_BYTES
-    remedy = "" if ok else "large values need room: free some, or name another folder in SOMA_STORE"
+    remedy = _faster_pages(folder) if ok else "large values need room: free some, or name another folder in SOMA_STORE"
     return Check("space", ok, f"{readable.size(free)} free in {folder}", remedy)
+
+
+def _faster_pages(folder: Path) -> str:
+    """Advice for a folder in memory whose pages are small."""
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if folder.is_relative_to(mount.mountpoint)]
+    mount = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)
+    if mount is None or mount.fstype != "tmpfs" or "huge=" in mount.opts:
+        return ""
+    return f"for faster large arrays, as root: mount -o remount,huge=within_size {mount.mountpoint}"
 
 
 def _workers(coordinator: Coordinator) -> Check:
@@ -144,6 +154,7 @@ def _try_plan(coordinator: Coordinator, tag: str) -> str:
     except ResultTimeout:
         run.cancel("somatize doctor waited in vain")
         raise
+    run.discard()
     if not np.array_equal(result.output, sent * 2):
         raise SomaError(f"{result.worker_id} was to double {summary(sent)}, and gave {summary(result.output)}")
     return f"{summary(sent)} doubled on {result.worker_id}, through the store"

@@ -187,7 +187,8 @@ class Coordinator:
             options=options,
         )
         digest = compiled.digest(spec) if plan_id else spec["plan_id"]
-        packed = pack(offload_spec(spec, self._shelf, self.settings.inline_limit_bytes))
+        limit, state_key = self.settings.inline_limit_bytes, self._shelf.state_key(compiled)
+        packed = pack(offload_spec(spec, self._shelf, limit, state_key=state_key))
         submission = Submission(
             plan_id=spec["plan_id"],
             spec=packed,

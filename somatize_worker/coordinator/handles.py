@@ -158,6 +158,16 @@ class PlanHandle(Handle):
             self._result = self._read(self._wait(timeout))
         return self._result
 
+    def discard(self) -> None:
+        """Remove what the plan stored, now and not when it expires. What :meth:`result` gave from here stays valid;
+        whoever asks for the result elsewhere, or later, gets ``MissingData``.
+
+        Raises:
+            ResultTimeout: the plan has not ended.
+        """
+        for reference in _said(self._wait(0)).get("own") or ():
+            self._session.store.delete(reference)
+
     def events(self, after: int = 0) -> Iterator[protocol.Event]:
         """The protocol's events from the first (or after number ``after``), live; ends with the plan."""
         return (message.event for message in self.messages(after))
@@ -174,9 +184,7 @@ class PlanHandle(Handle):
                 return
 
     def _read(self, message: Mapping[str, Any]) -> RunResult:
-        said = message["result"]
-        if isinstance(said, bytes):
-            said = unpack(said)
+        said = _said(message)
         if message["state"] == "cancelled":
             raise PlanCancelled(f"plan {self.plan_id}: {said.get('error', 'cancelled')}", plan_id=self.plan_id)
         if message["state"] == "failed":
@@ -192,3 +200,9 @@ class PlanHandle(Handle):
             attempts=said["attempts"],
             _source=self._source,
         )
+
+
+def _said(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan's end says beside its state."""
+    said = message["result"]
+    return dict(unpack(said) if isinstance(said, bytes) else said)

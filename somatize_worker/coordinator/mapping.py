@@ -140,6 +140,7 @@ class Mapper:
     def _take(self, batch: _Batch) -> None:
         try:
             result = batch.handle.result()
+            batch.handle.discard()  # nobody else knows of it
         except PlanFailed as failure:
             self._ready[batch.first] = batch, _named(failure, batch)
             return

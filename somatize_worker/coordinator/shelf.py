@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from somatize_worker.ledger import Ledger
 from somatize_worker.packing import Reference
+from somatize_worker.pipeline import CompiledPipeline
 from somatize_worker.ports import DataStore
 from somatize_worker.stores.agreement import check_same
+from somatize_worker.submission import content_key
 
 
 class Shelf:
@@ -20,6 +24,8 @@ class Shelf:
         self._store = store
         self._ledger = ledger
         self._is_same = False
+        self._state_keys: WeakKeyDictionary[CompiledPipeline, dict[str, tuple[Any, bytes]]]
+        self._state_keys = WeakKeyDictionary()
 
     def put(self, value: Any, *, key: bytes | None = None) -> Reference:
         """Store a value where the workers find it.
@@ -34,3 +40,14 @@ class Shelf:
                 check_same(self._store, agreed)
                 self._is_same = True
         return self._store.put(value, key=key)
+
+    def state_key(self, compiled: CompiledPipeline) -> Callable[[str, Any], bytes]:
+        """Gives the content keys of a pipeline's states; each state is looked through once, not for every plan."""
+        known = self._state_keys.setdefault(compiled, {})
+
+        def key(node_id: str, state: Any) -> bytes:
+            if node_id not in known or known[node_id][0] is not state:
+                known[node_id] = state, content_key(state)
+            return known[node_id][1]
+
+        return key

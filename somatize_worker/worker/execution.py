@@ -245,6 +245,7 @@ class PlanSupervision:
             "output": self._files.adopt(said["output"]),
             "states": self._files.adopt(said["states"]),
             **({"names": said["names"]} if said.get("names") else {}),
+            **({"own": self._files.adopt(said["own"])} if said.get("own") else {}),
             "duration_ms": said["duration_ms"],
             **self._about(),
         }
@@ -283,8 +284,14 @@ class PlanSupervision:
         )
         self._tools.send(wakes)
         if end is not None:
-            self._files.discard(garbage)
+            self._files.discard(garbage if outcome.state == "succeeded" else {*garbage, *self._owned()})
         return end
+
+    def _owned(self) -> Sequence[Reference]:
+        """What was stored for this plan alone; a host that ends well counts it among its garbage."""
+        if b"owned" not in self._claim.spec:  # which spares reading a large spec for this alone
+            return ()
+        return self._spec.get("owned") or ()
 
     def _celery_result(self, outcome: Outcome, text: str) -> str:
         """For a message from another Celery program the whole protocol message, else one line."""

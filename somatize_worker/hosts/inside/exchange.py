@@ -48,6 +48,10 @@ class Outside(Protocol):
         """Whether something loaded lay on this machine."""
         ...
 
+    def is_own(self, stored: Any) -> bool:
+        """Whether it is a reference to what was stored here, for this plan alone."""
+        ...
+
     def user_code_runs(self) -> None:
         """Arrays that were exported may be other values from now on, unless they are read-only."""
         ...
@@ -139,6 +143,10 @@ class Exchange:
         """See :class:`Outside`."""
         path = self._paths.get(stored) if isinstance(stored, Reference) else None
         return path is not None and path.is_relative_to(self._folder)
+
+    def is_own(self, stored: Any) -> bool:
+        """See :class:`Outside`."""
+        return isinstance(stored, Reference) and stored in self.written
 
     # ── which values have a reference already ────────────────────────────────────────────────────────────────────
 

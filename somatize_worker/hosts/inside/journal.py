@@ -2,8 +2,9 @@
 
 Entries are keyed by the place in the plan's tree, as text: ``"0.2.loop3.1"``; the whole plan is ``"root"``. An entry is
 packed ``{"output": ..., "states": {node: ...}, "names": ...}``, values as :func:`~somatize_worker.values.pickle_state`
-makes them, inline or as references; names, if there are any, as in :mod:`caching`. The entry of a
-child plan is its result: ``{"state": "succeeded", "output": ..., ...}``.
+makes them, inline or as references; names, if there are any, as in :mod:`caching`; ``own``, if there are any, are the
+references to what was stored for this plan alone. The entry of a child plan is its result:
+``{"state": "succeeded", "output": ..., ...}``.
 
 An entry may cost at most a tenth of the work that it protects. Small values are copied and sent by the flusher, if the
 plan still runs by then; of the steps of a sequence only the newest is kept, with the states fitted so far. Large ones
@@ -122,6 +123,11 @@ class Journal:
         inside = f"{path}."
         return {other: entry for other, entry in self._packed.items() if other.startswith(inside)}
 
+    def own(self) -> Iterator[Any]:
+        """References to what earlier runs, and parts that ran elsewhere, have stored for this plan alone."""
+        for path in self._packed:
+            yield from self._entry(path).get("own") or ()
+
     def _entry(self, path: str) -> dict[str, Any]:
         entry = self._read.get(path)
         if entry is None:
@@ -214,6 +220,8 @@ class Journal:
         states = {node_id: _snapshot(state.export(self._outside)) for node_id, state in self._loose.items()}
         self._loose.clear()
         entry = {"output": stored, "states": states}
+        if own := [value for value in (stored, *states.values()) if self._outside.is_own(value)]:
+            entry["own"] = own
         if names := self.digests.names_in(output):
             entry["names"] = names
         self._wait(path, entry, replaces)

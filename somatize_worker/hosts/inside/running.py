@@ -129,11 +129,14 @@ class Run:
         return suspended.children
 
     def garbage(self, output: Any = None, states: Mapping[str, Any] | None = None) -> list[Reference]:
-        """Files written for the journal alone: nobody needs them when the plan is over."""
-        if not self.exchange.written:
-            return []
-        kept = {value for value in [output, *(states or {}).values()] if isinstance(value, Reference)}
-        return sorted(self.exchange.written - kept, key=repr)
+        """What nobody needs when the plan is over: its input, the journal, what its parts made."""
+        own = self.exchange.written.union(self.spec.get("owned") or (), self.journal.own())
+        return sorted(own.difference(_references(output, states)), key=repr) if own else []
+
+    def own(self, output: Any, states: Mapping[str, Any]) -> list[Reference]:
+        """What of a plan's result was stored for this plan alone."""
+        own = self.exchange.written.union(self.spec.get("owned") or (), self.journal.own())
+        return sorted(own.intersection(_references(output, states)), key=repr) if own else []
 
     def states(self) -> dict[str, Any]:
         """What was fitted, as it leaves."""
@@ -184,9 +187,14 @@ def _succeed(run: Run, runner: Runner | None) -> list[Any]:
         "names": run.journal.digests.names_in(output),
         "duration_ms": duration_ms,
         "garbage": run.garbage(exported, states),
+        "own": run.own(exported, states),
         "events": events.take(),
     }
     return ["done", content]
+
+
+def _references(output: Any, states: Mapping[str, Any] | None) -> set[Reference]:
+    return {value for value in (output, *(states or {}).values()) if isinstance(value, Reference)}
 
 
 def _plain(value: Any, what: str, **details: Any) -> Any:

@@ -101,6 +101,9 @@ class Memory:
     def is_local(self, stored: Any) -> bool:
         return True
 
+    def is_own(self, stored: Any) -> bool:
+        return isinstance(stored, Reference) and stored.type == "Local"
+
     def user_code_runs(self) -> None:
         pass
 
