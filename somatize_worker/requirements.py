@@ -47,6 +47,15 @@ def normalise(requirements: str | Iterable[str], *, allow: Collection[str] = ())
     return tuple(sorted({_normalise_line(line, allow) for line in lines}))
 
 
+def check(requirements: Iterable[str]) -> None:
+    """Refuse what no worker would take, whatever it allows.
+
+    Raises:
+        EnvironmentFailed: a line that does not parse, or has options; the message quotes it.
+    """
+    normalise(requirements, allow=("urls", "paths"))
+
+
 def names(requirements: Iterable[str]) -> set[str]:
     """The canonical names among normalised requirements (a bare URL or path has none)."""
     found = (re.match(r"[a-z0-9]+(-[a-z0-9]+)*(?=$|[\[=<>!~;@ ])", line) for line in requirements)

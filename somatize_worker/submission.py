@@ -25,29 +25,29 @@ _NEVER_S: Final = 3.2e9
 class Policy:
     """How a plan is to be run; ``None`` means the setting's default.
 
-    ``timeout_s`` counts from the first start, over all attempts; time in a queue does not count; 0 is no deadline.
+    ``timeout`` (seconds) counts from the first start, over all attempts; time in a queue does not count; 0 is none.
     ``priority`` is Celery's on Redis: 0 goes first, 9 last, in four steps (0 to 2, 3 to 5, 6 to 8, 9). ``retries`` are
-    for failures of the plan itself: a dead host, or an exception whose type or base is listed in ``retry_on``
-    (qualified names); the first waits ``retry_delay_s``, each further one twice as long. ``max_attempts`` is how often
-    the worker itself may die.
+    for failures of the plan itself: a dead host, or an exception whose type or base is listed in ``retry_on`` (types
+    or qualified names); the first waits ``retry_delay`` seconds, each further one twice as long. ``max_attempts`` is
+    how often the worker itself may die.
 
     Raises:
         InvalidPipeline: a value that makes no sense.
     """
 
-    timeout_s: float | None = None
+    timeout: float | None = None
     priority: int = 5
     retries: int = 0
-    retry_on: tuple[str, ...] = ()
-    retry_delay_s: float = 0.5
+    retry_on: Sequence[type[BaseException] | str] = ()
+    retry_delay: float = 0.5
     max_attempts: int | None = None
 
     def __post_init__(self) -> None:
         wrong = [
-            (self.timeout_s is not None and not 0 <= self.timeout_s < _NEVER_S, "timeout", self.timeout_s, "seconds"),
+            (self.timeout is not None and not 0 <= self.timeout < _NEVER_S, "timeout", self.timeout, "seconds"),
             (self.priority not in range(10), "priority", self.priority, "a number from 0 (first) to 9 (last)"),
             (self.retries < 0, "retries", self.retries, "a number of at least 0"),
-            (not 0 <= self.retry_delay_s < _NEVER_S, "retry_delay", self.retry_delay_s, "seconds"),
+            (not 0 <= self.retry_delay < _NEVER_S, "retry_delay", self.retry_delay, "seconds"),
             (self.max_attempts is not None and self.max_attempts < 1, "max_attempts", self.max_attempts, "at least 1"),
         ]
         for is_wrong, name, value, wanted in wrong:
@@ -55,19 +55,22 @@ class Policy:
                 raise InvalidPipeline(f"{name}={value!r} is not usable: it should be {wanted}")
         if self.retry_on and not self.retries:
             raise InvalidPipeline(
-                f"retry_on={', '.join(self.retry_on)} without retries would retry nothing: say how often, as retries=3"
+                f"retry_on={', '.join(self._names())} without retries would retry nothing: say how often, as retries=3"
             )
 
     def fields(self, settings: Settings) -> dict[str, Any]:
         """The submission's fields that this decides."""
-        timeout_s = settings.plan_timeout_s if self.timeout_s is None else self.timeout_s
-        retry = {"retries": self.retries, "on": list(self.retry_on), "delay_s": self.retry_delay_s, "factor": 2.0}
+        timeout_s = settings.plan_timeout_s if self.timeout is None else self.timeout
+        retry = {"retries": self.retries, "on": self._names(), "delay_s": self.retry_delay, "factor": 2.0}
         return {
             "timeout_ms": int(timeout_s * 1000),
             "priority": self.priority,
             "retry": retry if self.retries else None,
             "max_attempts": self.max_attempts or settings.max_attempts,
         }
+
+    def _names(self) -> list[str]:
+        return [kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}" for kind in self.retry_on]
 
 
 def code_digest(filters: Iterable[Mapping[str, Any]]) -> tuple[str, tuple[str, ...]]:
@@ -201,8 +204,8 @@ def job_submission(
     check_job(job, settings)
     packed = pack(json.loads(protocol.to_json(job)))
     digest = hashlib.sha256(packed)
-    if policy.timeout_s is None:
-        policy = replace(policy, timeout_s=settings.job_timeout_s)
+    if policy.timeout is None:
+        policy = replace(policy, timeout=settings.job_timeout_s)
     large = len(packed) > settings.inline_limit_bytes
     return Submission(
         plan_id=job.job_id,

@@ -76,7 +76,7 @@ def run(
         input_data=read_json(input) if input else None,
         params=dict(parameter(word) for word in param or ()),
     )
-    policy = {} if timeout is None else {"timeout_s": timeout}
+    policy = {} if timeout is None else {"timeout": timeout}
     with connected(url) as coordinator:
         handle = coordinator.assign_python_job(message, on, wait=wait, **policy)
         if detach:

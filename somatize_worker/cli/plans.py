@@ -41,7 +41,7 @@ def submit(
     """
     plan = _read_plan(file)
     with connected(url) as coordinator:
-        handle = coordinator.assign_plan(plan, on, wait=wait, timeout_s=timeout, priority=priority)
+        handle = coordinator.assign_plan(plan, on, wait=wait, timeout=timeout, priority=priority)
         if detach:
             print_json({"plan_id": handle.plan_id}) if json else console.print(handle.plan_id, highlight=False)
             return

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from celery import Celery
 
-from somatize_worker import protocol
+from somatize_worker import protocol, requirements
 from somatize_worker.coordinator.handles import PlanHandle
 from somatize_worker.coordinator.jobs import JobHandle
 from somatize_worker.coordinator.mapping import Mapper
@@ -101,7 +101,7 @@ class Coordinator:
 
         Raises:
             NoWorker: nobody serves a tag that the plan needs.
-            InvalidPipeline, Unrepresentable, PlanConflict, StoreMismatch: before anything runs.
+            InvalidPipeline, Unrepresentable, EnvironmentFailed, PlanConflict, StoreMismatch: before anything runs.
         """
         return self.submit(pipeline, "forward", x, **options)
 
@@ -169,11 +169,11 @@ class Coordinator:
         self._check(compiled, plan_id)
         self.session.registry.require([queue_of(on), *compiled.targets], wait=wait)
         policy = Policy(
-            timeout_s=timeout,
+            timeout=timeout,
             priority=priority,
             retries=retries,
-            retry_on=tuple(_type_name(kind) for kind in retry_on),
-            retry_delay_s=retry_delay,
+            retry_on=retry_on,
+            retry_delay=retry_delay,
             max_attempts=max_attempts,
         )
         spec = compiled.spec(
@@ -209,6 +209,7 @@ class Coordinator:
                 f"the pipeline is nested {compiled.depth} deep, more than the limit of {limit}: make it flatter, "
                 "or raise SOMA_MAX_PLAN_DEPTH"
             )
+        requirements.check(compiled.requirements)
         problem = protocol.id_problem(plan_id) if plan_id is not None else ""
         if problem:
             raise InvalidPipeline(f"plan {plan_id!r:.100} cannot run: {problem}", plan_id=plan_id)
@@ -219,6 +220,10 @@ class Coordinator:
         self, job: protocol.PythonPipelineJob, target: Place = "cpu", *, wait: bool = False, **policy: Any
     ) -> JobHandle:
         """Run source files in an environment of their own; returns at once.
+
+        Args:
+            wait: queue the job even if no live worker serves the target yet.
+            policy: timeout, priority, retries, retry_on, ...: see :class:`~somatize_worker.submission.Policy`.
 
         Raises:
             InvalidJob: a path, a requirement line or a size that is refused.
@@ -246,16 +251,21 @@ class Coordinator:
     def assign_plan(
         self, plan: protocol.SerializedPlan, target: Place = "cpu", *, wait: bool = False, **policy: Any
     ) -> PlanHandle:
-        """Hand out a plan of the protocol's own.
+        """Hand out a plan of the protocol's own; returns at once.
+
+        Args:
+            wait: queue the plan even if no live worker serves its targets yet.
+            policy: timeout, priority, retries, retry_on, ...: see :class:`~somatize_worker.submission.Policy`.
 
         Raises:
-            InvalidMessage, InvalidPipeline: it cannot run as written.
+            InvalidMessage, InvalidPipeline, EnvironmentFailed: it cannot run as written.
             NoWorker: nobody serves the target, or a target inside the plan.
             PlanConflict: its id is taken by a plan with other content.
         """
         submission = message_submission(
             plan, queue=queue_of(target), store=self._shelf, settings=self.settings, policy=Policy(**policy)
         )
+        requirements.check(submission.requirements)
         remote = [Target.of(part).name for part in protocol.remote_targets(plan.plan)]
         self.session.registry.require([submission.queue, *remote], wait=wait)
         reply = self.session.hand_in(submission)
@@ -290,7 +300,3 @@ def queue_of(target: Place) -> str:
         InvalidPipeline: not a target, or a name that no queue can have.
     """
     return Target.of(target).name
-
-
-def _type_name(kind: type[BaseException] | str) -> str:
-    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"

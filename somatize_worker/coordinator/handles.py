@@ -31,6 +31,7 @@ class RunResult:
 
     ``output`` is a numpy array (a read-only view of the store's memory when it is large), JSON-like data, bytes or
     None. ``states`` maps each fitted node to its state as it travels; :meth:`state` gives one as the object it was.
+    ``duration`` is the time from the plan's first start to its end.
     """
 
     plan_id: str

@@ -102,7 +102,7 @@ class Ledger(Reader, Registry):
     def _claimed(self, plan_id: str, answer: list[Any] | None) -> Claim | None:
         if answer is None:
             return None
-        epoch, values, journal, remaining_ms, running = answer
+        epoch, values, journal, remaining_ms, running, elapsed_ms = answer
         (kind, attempts, deaths, spec, code, requirements, root) = values[:7]
         (path, timeout_ms, max_attempts, queue, priority, summary, retry, seq) = values[7:]
         return Claim(
@@ -126,6 +126,7 @@ class Ledger(Reader, Registry):
             retry=decode_retry(retry),
             seq=int(seq or 0),
             running=[child.decode() for child in running],
+            elapsed_ms=int(elapsed_ms),
         )
 
     def renew(self, worker_id: str, holds: Sequence[tuple[str, int]]) -> dict[str, Holding]:

@@ -72,7 +72,7 @@ class Claim:
 
     ``remaining_ms`` is what is left of ``timeout_ms``, which counts from the first start; without a timeout it is 0.
     ``seq`` is the number of events that the plan has logged itself. ``running`` has the places of its parts that run
-    as plans of their own.
+    as plans of their own. ``elapsed_ms`` is the time since its first start.
     """
 
     plan_id: str
@@ -95,6 +95,7 @@ class Claim:
     retry: Mapping[str, Any]
     seq: int = 0
     running: Sequence[str] = ()
+    elapsed_ms: int = 0
 
 
 @dataclass(frozen=True)

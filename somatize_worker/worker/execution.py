@@ -58,6 +58,7 @@ class PlanSupervision:
         self._claim = running.claim
         self._publisher = Publisher(tools.ledger, self._claim, tools.worker_id)
         self._files = Adoption(tools.store)
+        self._started = time.monotonic() - self._claim.elapsed_ms / 1000
         self._deadline = time.monotonic() + self._claim.remaining_ms / 1000 if self._claim.timeout_ms else None
 
     @cached_property
@@ -131,6 +132,7 @@ class PlanSupervision:
                     "worker_id": self._tools.worker_id,
                     "cores": self._tools.cores,
                     "first": claim.seq == 0,
+                    "elapsed_ms": int((time.monotonic() - self._started) * 1000),
                     "note": host.note,
                 },
             ]

@@ -161,7 +161,7 @@ def test_a_worker_grants_no_job_more_than_its_own_limit(make_job_cluster: MakeJo
     cluster = make_job_cluster(1, job_timeout_s=1.0)
     with Coordinator(settings=replace(cluster.settings, job_timeout_s=0.0)) as c:
         for timeout_s in (None, 60.0):
-            handle = c.assign_python_job(holding(tmp_path), timeout_s=timeout_s)
+            handle = c.assign_python_job(holding(tmp_path), timeout=timeout_s)
             assert "after its 1 s" in handle.result(timeout=20).output
 
 

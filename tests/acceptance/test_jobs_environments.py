@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from somatize_worker import Coordinator, Filter, PlanFailed
+from somatize_worker import Coordinator, EnvironmentFailed, Filter, PlanFailed
 from tests.support.cluster import Cluster, short
 from tests.support.jobs import python_job
 
@@ -109,9 +109,16 @@ def test_steps_that_run_apart_have_environments_of_their_own(c: Coordinator) -> 
         assert output["prefix"] != output["x"]["prefix"]
 
 
+def test_a_requirement_that_no_worker_would_take_is_refused_at_once(c: Coordinator) -> None:
+    step = Version("")
+    step.requirements = ["-r other.txt"]
+    with pytest.raises(EnvironmentFailed, match="options are not accepted"):
+        c.forward(step, 1)
+
+
 @pytest.mark.parametrize(
     "requirement, said",
-    [("six==99.99", "there is no version of six==99.99"), ("-r other.txt", "options are not accepted")],
+    [("six==99.99", "there is no version of six==99.99"), ("/x.whl", "paths are not accepted")],
 )
 def test_a_requirement_that_fails_fails_the_plan(requirement: str, said: str, c: Coordinator) -> None:
     step = Version("")

@@ -97,7 +97,7 @@ def test_a_queued_job_and_one_that_no_worker_has_seen(c: Coordinator, tmp_path: 
 
 
 def test_the_deadline_of_a_running_job(c: Coordinator, tmp_path: Path) -> None:
-    handle = c.assign_python_job(holding(tmp_path), timeout_s=1.0, retries=3)
+    handle = c.assign_python_job(holding(tmp_path), timeout=1.0, retries=3)
     pids = held(tmp_path)
     result = handle.result(timeout=20)
     wait_gone_soon(pids)
@@ -109,7 +109,7 @@ def test_the_deadline_of_a_running_job(c: Coordinator, tmp_path: Path) -> None:
 
 def test_the_deadline_counts_the_environments_build(c: Coordinator, tmp_path: Path) -> None:
     job = saying(tmp_path, "never", requirements=held_build(tmp_path, "latebuild"))
-    handle = c.assign_python_job(job, timeout_s=1.0)
+    handle = c.assign_python_job(job, timeout=1.0)
     pids = held(tmp_path, "build")
     assert "after its 1 s" in handle.result(timeout=20).output
     wait_gone_soon(pids)
@@ -128,7 +128,7 @@ if attempt == 2:
 
 
 def test_retries_for_deaths_and_for_named_errors(c: Coordinator) -> None:
-    policy: dict[str, Any] = {"retries": 2, "retry_delay_s": 0.05}
+    policy: dict[str, Any] = {"retries": 2, "retry_delay": 0.05}
     handle = c.assign_python_job(python_job(FLAKY), retry_on=("builtins.OSError",), **policy)
     assert handle.result(timeout=30).output == "attempt 3\n"
     whys = [entry["why"] for entry in handle.record.history]

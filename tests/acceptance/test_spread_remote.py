@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,11 @@ def test_a_branch_elsewhere_runs_while_others_run_here(c: Coordinator, tmp_path:
     before = Says(tmp_path, "before").named("before")
     run = c.forward(before >> fork(here.named("h"), there.on("b").named("t")) >> (lambda v: sum(v.values())), 0)
     held(tmp_path, "here", "there")
+    time.sleep(0.5)
     let_go(tmp_path)
-    assert run.result(timeout=20).output == 2
+    result = run.result(timeout=20)
+    assert result.output == 2
+    assert result.duration.total_seconds() >= 0.5  # from the first start, not from the last
     assert ran(tmp_path) == ["before"]
     assert [event.event_type for event in run.events()].count("RunStarted") == 1
 

@@ -46,7 +46,7 @@ class Run:
     def __init__(self, request: Mapping[str, Any], wire: Wire) -> None:
         self.request = request
         self.wire = wire
-        self.started_ns = time.perf_counter_ns()
+        self.started_ns = time.perf_counter_ns() - 1_000_000 * int(request.get("elapsed_ms", 0))
         self.spec: dict[str, Any] = unpack(request["spec"])
         self.options: dict[str, Any] = (self.spec.get("metadata") or {}).get("soma") or {}
         self.folder = Path(request["store"])
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def duration_ms(self) -> int:
-        """Since the plan came in."""
+        """Since the plan was started, for the first time if it has been started more often."""
         return (time.perf_counter_ns() - self.started_ns) // 1_000_000
 
     def prepare(self, plan: Any, runner: Runner | None) -> Interpreter:

@@ -6,7 +6,7 @@
 --         4 lease in ms   5 events kept for each plan   6.. events (JSON objects) to log and publish
 -- Returns nothing when the plan is not to be run now (not queued, not yet due, part of a plan that ended), else
 --         {epoch, values of the fields below, journal as path, packed, path, packed, ..., ms left until the deadline,
---          places of unfinished children}
+--          places of unfinished children, ms since the first claim}
 --
 -- The deadline counts from the first claim, over all attempts. A plan that waits for children is ended by the sweeper
 -- when it is over, so it is listed in soma:deadlines.
@@ -30,6 +30,7 @@ if not (record.state == 'leased' and record.claim == nonce) then
   epoch = epoch + 1
   redis.call('HSET', record_key(id), 'state', 'leased', 'epoch', epoch, 'worker', worker, 'lease', now + lease,
     'started', now, 'claim', nonce)
+  redis.call('HSETNX', record_key(id), 'first', now)
   local timeout = tonumber(redis.call('HGET', record_key(id), 'timeout_ms') or 0)
   if timeout > 0 and redis.call('HSETNX', record_key(id), 'deadline', now + timeout) == 1 then
     redis.call('ZADD', 'soma:deadlines', now + timeout, id)
@@ -51,4 +52,5 @@ return {
   redis.call('HGETALL', 'soma:journal:' .. id),
   math.max(0, tonumber(redis.call('HGET', record_key(id), 'deadline') or now) - now),
   running,
+  now - tonumber(redis.call('HGET', record_key(id), 'first') or now),
 }
