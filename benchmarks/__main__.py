@@ -9,7 +9,7 @@ turns. Functions, pipelines and data exist before the first round, warm-up round
 read and checked. What a contestant cannot do is said in its row. Needs ``benchmarks/requirements.txt``; a contestant
 that is not installed fails in its row.
 
-More, each with ``--help``: ``python -m benchmarks.inline_limit``, ``python -m benchmarks.jobs`` and
+More, each with ``--help``: ``python -m benchmarks.anatomy``, ``.inline_limit``, ``.jobs`` and
 ``python -m benchmarks.soak``.
 """
 
