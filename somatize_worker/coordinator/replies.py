@@ -12,6 +12,7 @@ from typing import Any
 from redis.client import PubSub
 from redis.exceptions import RedisError
 
+from somatize_worker.errors import PlanNotFound
 from somatize_worker.ledger import Ledger, reply_channel
 from somatize_worker.packing import unpack
 
@@ -43,7 +44,8 @@ class Reply:
 class Replies:
     """Listens on this client's channel, from the first plan to :meth:`close`.
 
-    What is published while the connection is down is lost; so whoever waits also reads the record now and then.
+    What is published while the connection is down is lost. So when it is there again, the records of all plans that
+    an end is expected of are looked at; and whoever waits reads the record now and then.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -54,6 +56,7 @@ class Replies:
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._away = False
+        self._may_have_missed = False
 
     def expect(self, plan_id: str, then: Callable[[str], None] | None = None) -> Reply:
         """A place for a plan's end; subscribed before this returns, so that nothing is missed."""
@@ -88,6 +91,8 @@ class Replies:
 
     def _start(self) -> None:
         pubsub = self._ledger.listen(self.channel)
+        connection: Any = pubsub.connection
+        connection.register_connect_callback(self._connected_again)
         self._thread = threading.Thread(target=self._listen, args=(pubsub,), name="soma-replies", daemon=True)
         self._thread.start()
 
@@ -106,6 +111,26 @@ class Replies:
                 continue
             if message is not None:
                 self._take(unpack(message["data"]))
+            if self._may_have_missed:
+                self._may_have_missed = False
+                self._look_again()
+
+    def _connected_again(self, _connection: Any) -> None:
+        self._may_have_missed = True
+
+    def _look_again(self) -> None:
+        with self._lock:
+            expected = list(self._waiting)
+        for plan_id in expected:
+            try:
+                record = self._ledger.watch(plan_id, self.channel)
+            except PlanNotFound:
+                continue  # whoever waits for it is told so
+            except (RedisError, OSError):
+                self._may_have_missed = True
+                return
+            if record is not None:
+                self._take({"plan_id": plan_id, "state": record.state, "result": record.result})
 
     def _take(self, message: dict[str, Any]) -> None:
         with self._lock:
