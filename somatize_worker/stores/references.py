@@ -124,8 +124,8 @@ def text(reference: Reference) -> str:
 
 
 _ELSEWHERE: Final = {
-    "S3": "an object store (the extra `s3`: pip install 'somatize-worker[s3]')",
-    "Zarr": "a Zarr store (the extra `zarr`: pip install 'somatize-worker[zarr]')",
+    "S3": "an object store, which this version does not read",
+    "Zarr": "a Zarr store, which this version does not read",
     "Stream": "a live stream (open_stream), which has no stored value",
 }
 
@@ -147,7 +147,7 @@ def refuse(reference: Reference, url: str) -> NoReturn:
     if kind in _ELSEWHERE:
         raise StoreError(
             f"the store {url!r} cannot serve {reference!r}: its type {kind} needs {_ELSEWHERE[kind]}; "
-            "or put the data into the cluster's own store and refer to that",
+            "put the data into the cluster's own store and refer to that",
             store=url,
         )
     raise StoreError(

@@ -280,8 +280,8 @@ def test_inline_values_pass_through(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"type": "S3", "bucket": "b", "key": "k"}, r"'somatize-worker\[s3\]'"),
-        ({"type": "Zarr", "bucket": "b", "array_path": "p"}, r"'somatize-worker\[zarr\]'"),
+        ({"type": "S3", "bucket": "b", "key": "k"}, "an object store"),
+        ({"type": "Zarr", "bucket": "b", "array_path": "p"}, "a Zarr store"),
         ({"type": "Stream", "endpoint": "e", "format": "csv"}, "live stream"),
         ({"type": "Floppy"}, "unknown type"),
     ],
