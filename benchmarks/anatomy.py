@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -75,7 +75,7 @@ def _row(job: Job, seconds: float) -> tuple[str, str, str]:
         job()
         rounds += 1
     took = time.monotonic() - started
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for pid, (role, used) in _processor_times().items():
         spent[role] += used - before.get(pid, (role, 0.0))[1]
     each = {role: 1000 * used / rounds for role, used in spent.items() if used > 0.01 * took}

@@ -106,7 +106,7 @@ def measure_jobs(folder: Path, rounds: int, cold_rounds: int) -> Rows:
 
 def measure_ray(rounds: int, cold_rounds: int) -> Rows:
     """Ray's, each kind in its own cluster."""
-    import ray  # type: ignore[import-not-found]  # installed for the benchmarks only
+    import ray
 
     def first_line() -> float:
         return time.time()

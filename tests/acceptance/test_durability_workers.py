@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,13 +123,17 @@ def test_a_result_that_comes_too_late_is_refused(also_host: bool, make_cluster: 
     assert kinds.count("RunStarted") == kinds.count("RunCompleted") == 1
 
 
+def _ran_times(notes: Path, times: int) -> bool:
+    return len(runs(notes)) == times
+
+
 def test_a_plan_that_kills_its_worker_each_time(make_cluster: MakeCluster, tmp_path: Path) -> None:
     cluster = make_cluster({"cpu": 1}, settings=short(max_attempts=3))
     c = cluster.coordinator()
     notes = tmp_path / "notes"
     run = c.forward(Dies(notes, "worker").named("killer"), 1)
     for attempt in range(1, 4):
-        poll(lambda n=attempt: len(runs(notes)) == n, timeout_s=30, what=f"attempt {attempt}")
+        poll(partial(_ran_times, notes, attempt), timeout_s=30, what=f"attempt {attempt}")
         cluster.workers[-1].process.wait(10)
         cluster.add_worker()
     with pytest.raises(PlanFailed) as caught:

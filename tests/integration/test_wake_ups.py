@@ -76,7 +76,8 @@ def test_it_is_the_message_that_celery_sends(app: Celery, wake_ups: WakeUps, led
         argsrepr="forward p1",
         kwargsrepr="",
     )
-    sent, made = json.loads(ledger.client.rpop(key)), json.loads(text)
+    queued: Any = ledger.client.rpop(key)
+    sent, made = json.loads(queued), json.loads(text)
     assert made["headers"].pop("soma_wake") is True
     tags = {message["properties"].pop("delivery_tag") for message in (sent, made)}
     assert len(tags) == 2
