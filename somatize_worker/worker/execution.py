@@ -353,4 +353,5 @@ class PlanSupervision:
             )
         )
         self._tools.send(wakes)
+        self._tools.wake_after(self._claim, delay_ms)
         return None

@@ -191,3 +191,4 @@ class JobSupervision:
             )
         )
         self._tools.send(wakes)
+        self._tools.wake_after(self._claim, delay_ms)

@@ -12,6 +12,8 @@ import pytest
 
 from somatize_worker import Coordinator, Filter, InvalidPipeline, PlanFailed
 from somatize_worker.coordinator import PlanHandle
+from somatize_worker.settings import Settings
+from tests.acceptance.conftest import MakeCluster
 from tests.support.busy import Holds, Says, held, let_go, ran, wait_gone_soon
 from tests.support.cluster import Cluster, short
 from tests.support.plans import Dies, counts, runs, write_line
@@ -146,6 +148,12 @@ def test_named_errors_are_retried_with_growing_pauses(
     assert "try 1 failed" in why[0]
     assert "try 2 failed" in why[1]
     assert all(entry["worker"] == result.worker_id for entry in run.record.history)
+
+
+def test_a_short_pause_is_short_however_seldom_the_sweeper_looks(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    c = make_cluster({"cpu": 1}, settings=Settings(lease_s=180.0)).coordinator()  # it looks once a minute
+    run = c.forward(Flaky(tmp_path, 1, ValueError), 1, retries=1, retry_on=[ValueError], retry_delay=0.2)
+    assert run.result(timeout=20).attempts == 2
 
 
 def test_retries_run_out(c: Coordinator, tmp_path: Path) -> None:
