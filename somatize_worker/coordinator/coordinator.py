@@ -17,7 +17,7 @@ from somatize_worker.coordinator.mapping import Mapper
 from somatize_worker.coordinator.registry import WorkerInfo
 from somatize_worker.coordinator.session import Session
 from somatize_worker.coordinator.shelf import Shelf
-from somatize_worker.errors import InvalidPipeline
+from somatize_worker.errors import InvalidPipeline, PlanConflict
 from somatize_worker.ledger import Ledger, Record, Submission
 from somatize_worker.packing import pack
 from somatize_worker.pipeline import CompiledPipeline, Target, compile_once
@@ -199,8 +199,19 @@ class Coordinator:
             requirements=compiled.requirements,
             **policy.fields(self.settings),
         )
-        reply = self.session.hand_in(submission, then)
-        return PlanHandle(self.session, submission.plan_id, root=submission.plan_id, source=compiled, reply=reply)
+        return self._hand_in(submission, compiled, then)
+
+    def _hand_in(
+        self, submission: Submission, source: CompiledPipeline | None, then: Callable[[str], None] | None = None
+    ) -> PlanHandle:
+        try:
+            reply = self.session.hand_in(submission, then)
+        except PlanConflict:
+            self._shelf.clear(submission)
+            raise
+        if reply is None:  # it was known already, and has its data
+            self._shelf.clear(submission)
+        return PlanHandle(self.session, submission.plan_id, root=submission.plan_id, source=source, reply=reply)
 
     def _check(self, compiled: CompiledPipeline, plan_id: str | None) -> None:
         limit = self.settings.max_plan_depth
@@ -268,8 +279,7 @@ class Coordinator:
         requirements.check(submission.requirements)
         remote = [Target.of(part).name for part in protocol.remote_targets(plan.plan)]
         self.session.registry.require([submission.queue, *remote], wait=wait)
-        reply = self.session.hand_in(submission)
-        return PlanHandle(self.session, submission.plan_id, root=submission.plan_id, source=None, reply=reply)
+        return self._hand_in(submission, None)
 
     def plan(self, plan_id: str) -> PlanHandle:
         """A handle on any plan of the cluster, whoever submitted it.

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from somatize_worker.ledger import Ledger
-from somatize_worker.packing import Reference
+from somatize_worker.ledger import Ledger, Submission
+from somatize_worker.packing import Reference, unpack
 from somatize_worker.pipeline import CompiledPipeline
 from somatize_worker.ports import DataStore
 from somatize_worker.stores.agreement import check_same
@@ -40,6 +40,12 @@ class Shelf:
                 check_same(self._store, agreed)
                 self._is_same = True
         return self._store.put(value, key=key)
+
+    def clear(self, submission: Submission) -> None:
+        """Remove what was stored for a submission that came to nothing."""
+        if b"owned" in submission.spec:
+            for reference in unpack(submission.spec).get("owned") or ():
+                self._store.delete(reference)
 
     def state_key(self, compiled: CompiledPipeline) -> Callable[[str, Any], bytes]:
         """Gives the content keys of a pipeline's states; each state is looked through once, not for every plan."""

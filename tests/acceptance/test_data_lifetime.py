@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from somatize_worker import Coordinator, Filter, MissingData, PlanCancelled, PlanFailed, ResultTimeout
+from somatize_worker import Coordinator, Filter, MissingData, PlanCancelled, PlanConflict, PlanFailed, ResultTimeout
 from somatize_worker.pipeline.steps import fork, loop
 from tests.support.busy import Holds, held, let_go
 from tests.support.cluster import Cluster, short
@@ -77,6 +77,16 @@ def test_the_input_goes_with_the_plan_and_the_output_stays(c: Coordinator) -> No
     output = c.forward(lambda x: x * 2, X).result(timeout=20).output
     settles_at(c, before + 1)
     np.testing.assert_array_equal(output, X * 2)
+
+
+def test_a_plan_that_is_submitted_again_stores_nothing_more(c: Coordinator) -> None:
+    before = stored(c)
+    for x in (X, X, X.copy()):
+        run = c.forward(Adds(1), x, plan_id=f"again-{c.settings.store_url[:4]}")
+        np.testing.assert_array_equal(run.result(timeout=20).output, X + 1)
+    with pytest.raises(PlanConflict):
+        c.forward(Adds(1), X + 1, plan_id=run.plan_id)
+    settles_at(c, before + 1)
 
 
 def test_an_input_that_is_the_output_stays(c: Coordinator) -> None:
