@@ -96,6 +96,7 @@ def _run(cluster: LocalCluster, options: Soak, report: Report, run: str, folder:
     notes = folder / "notes"
     notes.mkdir()
     with cluster.coordinator() as c:
+        empty_bytes = leaks.used_bytes(c.ledger.client)
         client = Client(c, requests(c, options.seed, notes), backlog=options.plans)
         ends, sampler = Ends(cluster.settings.redis_url), leaks.Sampler(cluster)
         chaos = Chaos(cluster, options.seed, options.pause_s)
@@ -110,7 +111,7 @@ def _run(cluster: LocalCluster, options: Soak, report: Report, run: str, folder:
         sampler.close()
         _tell(report, client, chaos, harmed_s, took_s)
         _look(report, client, ends, chaos)
-        _look_for_leaks(report, cluster, options, run, sampler.samples)
+        _look_for_leaks(report, cluster, options, run, sampler.samples, empty_bytes)
         ends.close()
 
 
@@ -139,7 +140,9 @@ def _look(report: Report, client: Client, ends: Ends, chaos: Chaos) -> None:
     report.check("the harness did what it meant to", chaos.failures)
 
 
-def _look_for_leaks(report: Report, cluster: LocalCluster, options: Soak, run: str, samples: leaks.Samples) -> None:
+def _look_for_leaks(
+    report: Report, cluster: LocalCluster, options: Soak, run: str, samples: leaks.Samples, empty_bytes: int
+) -> None:
     with leaks.connect(cluster) as server:
         report.check("no queue, lease or message is left", leaks.gone(lambda: leaks.unfinished(server)))
         report.check("every key expires", leaks.immortal(server))
@@ -148,6 +151,9 @@ def _look_for_leaks(report: Report, cluster: LocalCluster, options: Soak, run: s
         if options.expire:
             left = leaks.gone(lambda: leaks.remaining(server), options.result_ttl_s + 20)
             report.check("no key is left when the records have expired", left)
+            used = leaks.used_bytes(server)
+            report.add("memory in use by the server then", f"{used / 1e6:.1f} MB; at the start {empty_bytes / 1e6:.1f}")
+            report.check("the server's memory is free again", leaks.kept(empty_bytes, used))
     store = open_store(cluster.settings)
     root = store.workspace()
     count, size, partial = leaks.stored(root)
@@ -157,7 +163,7 @@ def _look_for_leaks(report: Report, cluster: LocalCluster, options: Soak, run: s
         report.add(
             f"memory of the {name}", f"{before / 1e6:.0f} → {after / 1e6:.0f} MB, peak {max(values) / 1e6:.0f} MB"
         )
-        if options.expire or name == "first worker":
+        if name == "first worker":
             report.check(f"memory of the {name} stays flat", [] if leaks.is_flat(values) else [f"{before} → {after}"])
 
 

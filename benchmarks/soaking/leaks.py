@@ -23,6 +23,7 @@ _KOMBU: Final = ("_kombu.", "unacked_mutex")
 _SETTLE_S: Final = 60.0
 _GROWTH: Final = 1.15
 _GROWTH_BYTES: Final = 12 << 20
+_KEPT_BYTES: Final = 4_000_000
 
 
 @dataclass
@@ -68,6 +69,16 @@ def is_flat(samples: list[int]) -> bool:
     """Whether memory does not grow by more than 15 % and 12 MB from the second quarter to the last."""
     before, after = growth(samples)
     return after <= max(before * _GROWTH, before + _GROWTH_BYTES)
+
+
+def used_bytes(server: redis.Redis) -> int:
+    """The memory that a server's data, scripts and buffers take; its resident size is that of its busiest moment."""
+    return int(server.info("memory")["used_memory"])
+
+
+def kept(before: int, after: int) -> list[str]:
+    """What is wrong if a server with nothing in it any more has kept more than a few megabytes."""
+    return [] if after - before < _KEPT_BYTES else [f"{before} → {after} bytes"]
 
 
 def processes(run: str) -> list[psutil.Process]:
