@@ -12,7 +12,7 @@ from somatize_worker import protocol
 from somatize_worker.errors import InvalidMessage, InvalidPipeline
 from somatize_worker.jobs.validation import check_job
 from somatize_worker.ledger import Submission
-from somatize_worker.packing import Reference, pack
+from somatize_worker.packing import Reference, pack, unpack
 from somatize_worker.settings import Settings
 from somatize_worker.stores.references import Putter, offload
 from somatize_worker.values import nbytes
@@ -140,6 +140,13 @@ def offload_spec(
         else:
             spec |= shared_pickles(filters)
     return spec
+
+
+def owned(spec: bytes) -> list[Reference]:
+    """What was stored for a plan alone, from its packed spec."""
+    if b"owned" not in spec:  # which spares reading a large spec for this alone
+        return []
+    return unpack(spec).get("owned") or []
 
 
 def shared_pickles(filters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,6 @@ PICKLE_MAGIC: Final = b"SOMA-PICKLE\0"
 MAX_DEPTH: Final = 200
 """How deep plain data may be nested."""
 
-_NUMBERS: Final = frozenset({int, float})
 _ATOMS: Final = frozenset({float, int, bool, type(None)})
 _AS_IS: Final = _ATOMS | {bytes, Reference}
 
@@ -229,8 +228,6 @@ def _remedy(obj: Any) -> str:
 
 def summary(plain: Any) -> str:
     """One short line: ``Tensor(shape=[2], len=2)``, ``Json(object, len=3)``, ``Bytes(len=4)``, ``Empty``."""
-    if type(plain) in _NUMBERS:  # the commonest output of a small node
-        return "Json(number)"
     if isinstance(plain, np.ndarray):
         return f"Tensor(shape={list(plain.shape)}, len={plain.size})"
     if plain is None:

@@ -17,13 +17,14 @@ from somatize_worker.coordinator.mapping import Mapper
 from somatize_worker.coordinator.registry import WorkerInfo
 from somatize_worker.coordinator.session import Session
 from somatize_worker.coordinator.shelf import Shelf
-from somatize_worker.errors import InvalidPipeline, PlanConflict
+from somatize_worker.errors import InvalidPipeline, PlanConflict, SomaError
 from somatize_worker.ledger import Ledger, Record, Submission
 from somatize_worker.packing import pack
 from somatize_worker.pipeline import CompiledPipeline, Target, compile_once
 from somatize_worker.ports import DataStore
 from somatize_worker.settings import Settings
-from somatize_worker.submission import Policy, job_submission, message_submission, offload_spec
+from somatize_worker.stores import clear
+from somatize_worker.submission import Policy, job_submission, message_submission, offload_spec, owned
 from somatize_worker.values import to_plain
 
 Place = str | protocol.Tag | protocol.WorkerId
@@ -161,10 +162,21 @@ class Coordinator:
         retry_on: Sequence[type[BaseException] | str] = (),
         retry_delay: float = 0.5,
         max_attempts: int | None = None,
+        spread: bool | None = None,
+        cache: bool | None = None,
+        events: bool | None = None,
+        study_id: str | None = None,
+        trial_id: str | None = None,
+        each: bool | None = None,
         then: Callable[[str], None] | None = None,
-        **options: Any,
     ) -> PlanHandle:
-        """What :meth:`fit` and :meth:`forward` call; ``then`` is called with the plan's id when it has ended."""
+        """What :meth:`fit`, :meth:`forward` and :meth:`map` call.
+
+        Beside their arguments: ``study_id`` and ``trial_id`` are for the ``TrialMetric`` events of what is reported;
+        with ``each`` the pipeline runs on each item of ``x``; ``then`` is called with the plan's id when it has ended.
+        """
+        options: dict[str, Any] = {"spread": spread, "cache": cache, "events": events, "each": each}
+        options |= {"study_id": study_id, "trial_id": trial_id}
         compiled = compile_once(pipeline)
         self._check(compiled, plan_id)
         self.session.registry.require([queue_of(on), *compiled.targets], wait=wait)
@@ -184,7 +196,7 @@ class Coordinator:
             batch_size=batch_size,
             metadata=dict(metadata or {}),
             default_tag=on,
-            options=options,
+            options={name: value for name, value in options.items() if value is not None},
         )
         digest = compiled.digest(spec) if plan_id else spec["plan_id"]
         limit, state_key = self.settings.inline_limit_bytes, self._shelf.state_key(compiled)
@@ -207,11 +219,15 @@ class Coordinator:
         try:
             reply = self.session.hand_in(submission, then)
         except PlanConflict:
-            self._shelf.clear(submission)
+            self._withdraw(submission)
             raise
         if reply is None:  # it was known already, and has its data
-            self._shelf.clear(submission)
+            self._withdraw(submission)
         return PlanHandle(self.session, submission.plan_id, root=submission.plan_id, source=source, reply=reply)
+
+    def _withdraw(self, submission: Submission) -> None:
+        """Remove what was stored for a submission that came to nothing."""
+        clear(self.store, owned(submission.spec))
 
     def _check(self, compiled: CompiledPipeline, plan_id: str | None) -> None:
         limit = self.settings.max_plan_depth
@@ -276,9 +292,13 @@ class Coordinator:
         submission = message_submission(
             plan, queue=queue_of(target), store=self._shelf, settings=self.settings, policy=Policy(**policy)
         )
-        requirements.check(submission.requirements)
-        remote = [Target.of(part).name for part in protocol.remote_targets(plan.plan)]
-        self.session.registry.require([submission.queue, *remote], wait=wait)
+        try:
+            requirements.check(submission.requirements)
+            remote = [Target.of(part).name for part in protocol.remote_targets(plan.plan)]
+            self.session.registry.require([submission.queue, *remote], wait=wait)
+        except SomaError:
+            self._withdraw(submission)
+            raise
         return self._hand_in(submission, None)
 
     def plan(self, plan_id: str) -> PlanHandle:

@@ -19,7 +19,7 @@ from somatize_worker.errors import PlanCancelled, PlanFailed, ResultTimeout
 from somatize_worker.ledger import TERMINAL, Record, events_channel
 from somatize_worker.packing import unpack
 from somatize_worker.pipeline import FittedPipeline, StepSource
-from somatize_worker.stores import resolve
+from somatize_worker.stores import clear, resolve
 from somatize_worker.values import load_state
 
 _LOOK_EVERY_S = 1.0
@@ -161,13 +161,12 @@ class PlanHandle(Handle):
 
     def discard(self) -> None:
         """Remove what the plan stored, now and not when it expires. What :meth:`result` gave from here stays valid;
-        whoever asks for the result elsewhere, or later, gets ``MissingData``.
+        whoever asks for the result elsewhere, or later, gets ``MissingData``. What cannot be removed is left to expire.
 
         Raises:
             ResultTimeout: the plan has not ended.
         """
-        for reference in _said(self._wait(0)).get("own") or ():
-            self._session.store.delete(reference)
+        clear(self._session.store, _said(self._wait(0)).get("own") or ())
 
     def events(self, after: int = 0) -> Iterator[protocol.Event]:
         """The protocol's events from the first (or after number ``after``), live; ends with the plan."""

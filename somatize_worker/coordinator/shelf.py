@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from somatize_worker.ledger import Ledger, Submission
-from somatize_worker.packing import Reference, unpack
+from somatize_worker.ledger import Ledger
+from somatize_worker.packing import Reference
 from somatize_worker.pipeline import CompiledPipeline
 from somatize_worker.ports import DataStore
 from somatize_worker.stores.agreement import check_same
 from somatize_worker.submission import content_key
+
+_Keys = dict[str, tuple[Any, bytes]]
 
 
 class Shelf:
@@ -24,8 +26,7 @@ class Shelf:
         self._store = store
         self._ledger = ledger
         self._is_same = False
-        self._state_keys: WeakKeyDictionary[CompiledPipeline, dict[str, tuple[Any, bytes]]]
-        self._state_keys = WeakKeyDictionary()
+        self._state_keys: WeakKeyDictionary[CompiledPipeline, _Keys] = WeakKeyDictionary()
 
     def put(self, value: Any, *, key: bytes | None = None) -> Reference:
         """Store a value where the workers find it.
@@ -40,12 +41,6 @@ class Shelf:
                 check_same(self._store, agreed)
                 self._is_same = True
         return self._store.put(value, key=key)
-
-    def clear(self, submission: Submission) -> None:
-        """Remove what was stored for a submission that came to nothing."""
-        if b"owned" in submission.spec:
-            for reference in unpack(submission.spec).get("owned") or ():
-                self._store.delete(reference)
 
     def state_key(self, compiled: CompiledPipeline) -> Callable[[str, Any], bytes]:
         """Gives the content keys of a pipeline's states; each state is looked through once, not for every plan."""

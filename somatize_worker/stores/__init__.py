@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from somatize_worker.stores.opening import open_store
-    from somatize_worker.stores.references import offload, resolve
+    from somatize_worker.stores.references import clear, offload, resolve
 
-__all__ = ["offload", "open_store", "resolve"]
+__all__ = ["clear", "offload", "open_store", "resolve"]
 
-_HOMES = {"open_store": "opening", "offload": "references", "resolve": "references"}
+_HOMES = {"open_store": "opening", "clear": "references", "offload": "references", "resolve": "references"}
 
 
 def __getattr__(name: str) -> Any:

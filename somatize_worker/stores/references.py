@@ -5,7 +5,8 @@ Needs no store of its own: whatever has ``get`` or ``put`` serves. Light, as fil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, Protocol
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from somatize_worker.errors import InvalidMessage, StoreError, StoreMismatch
 from somatize_worker.packing import Reference
 from somatize_worker.values import nbytes
+
+log = logging.getLogger("somatize.stores")
 
 KEY_BYTES: Final = 32
 
@@ -27,6 +30,12 @@ class Putter(Protocol):
     """A store to write to."""
 
     def put(self, value: Any, *, key: bytes | None = None) -> Reference: ...
+
+
+class Remover(Protocol):
+    """A store to remove from."""
+
+    def delete(self, reference: Reference) -> None: ...
 
 
 def resolve(store: Getter, plain: Any) -> Any:
@@ -64,6 +73,15 @@ def offload(store: Putter, plain: Any, limit: int) -> Any:
 
     rest = moved(plain)
     return rest if isinstance(rest, Reference) or nbytes(rest) <= limit else store.put(rest)
+
+
+def clear(store: Remover, references: Iterable[Reference]) -> None:
+    """Remove what nobody needs any more. What cannot be removed now is left to expire, and the log says so."""
+    for reference in references:
+        try:
+            store.delete(reference)
+        except (StoreError, OSError) as error:
+            log.warning("%s is left to expire: %s", text(reference), error)
 
 
 def _mapped(plain: Any, change: Callable[[Any], Any]) -> Any:

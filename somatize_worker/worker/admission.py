@@ -10,7 +10,8 @@ from somatize_worker.errors import InvalidMessage
 from somatize_worker.ledger import Ledger, patiently
 from somatize_worker.ports import DataStore
 from somatize_worker.settings import Settings
-from somatize_worker.submission import Policy, job_submission, message_submission
+from somatize_worker.stores import clear
+from somatize_worker.submission import Policy, job_submission, message_submission, owned
 
 
 class Admission:
@@ -46,7 +47,12 @@ class Admission:
             options={"wire": True},
             aliases=(alias,),
         )
-        patiently(lambda: self._ledger.submit(submission))
+        created = False
+        try:
+            created = patiently(lambda: self._ledger.submit(submission)).created
+        finally:
+            if not created:  # it is known already, and has its data
+                clear(self._store, owned(submission.spec))
         return submission.plan_id
 
     def job(self, message: Any, *, queue: str, alias: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from somatize_worker.packing import Reference, pack, unpack
 from somatize_worker.ports import DataStore
+from somatize_worker.stores import clear
 from somatize_worker.stores.files import FileStore
 
 
@@ -40,8 +41,7 @@ class Adoption:
 
     def discard(self, references: Iterable[Reference]) -> None:
         """Remove files that nobody needs any more."""
-        for reference in references:
-            self._store.delete(self._adopted.get(reference.fields.get("path", ""), reference))
+        clear(self._store, (self._adopted.get(one.fields.get("path", ""), one) for one in references))
 
     def _reference(self, reference: Reference) -> Reference:
         path = reference.fields["path"]

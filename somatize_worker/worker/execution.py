@@ -30,6 +30,7 @@ from somatize_worker.hosts import WAKE, Host
 from somatize_worker.ledger import Outcome, Retry, after_death, after_failure, failed_event, patiently
 from somatize_worker.packing import Reference, unpack
 from somatize_worker.stores import resolve
+from somatize_worker.submission import owned
 from somatize_worker.worker import ending, lending, needs
 from somatize_worker.worker.adoption import Adoption
 from somatize_worker.worker.children import child_id, child_plans
@@ -286,14 +287,8 @@ class PlanSupervision:
         )
         self._tools.send(wakes)
         if end is not None:
-            self._files.discard(garbage if outcome.state == "succeeded" else {*garbage, *self._owned()})
+            self._files.discard(garbage if outcome.state == "succeeded" else {*garbage, *owned(self._claim.spec)})
         return end
-
-    def _owned(self) -> Sequence[Reference]:
-        """What was stored for this plan alone; a host that ends well counts it among its garbage."""
-        if b"owned" not in self._claim.spec:  # which spares reading a large spec for this alone
-            return ()
-        return self._spec.get("owned") or ()
 
     def _celery_result(self, outcome: Outcome, text: str) -> str:
         """For a message from another Celery program the whole protocol message, else one line."""

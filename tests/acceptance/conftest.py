@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from somatize_worker import Coordinator
 from somatize_worker.settings import Settings
 from tests.support.cluster import Cluster, short
 
@@ -26,6 +27,13 @@ def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
             return stack.enter_context(cluster)
 
         yield make
+
+
+@pytest.fixture
+def c(cluster: Cluster) -> Iterator[Coordinator]:
+    """A client of the module's ``cluster``."""
+    with Coordinator(settings=cluster.settings) as coordinator:
+        yield coordinator
 
 
 @pytest.fixture(scope="session")

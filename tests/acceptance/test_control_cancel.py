@@ -22,12 +22,6 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
 def test_a_queued_plan(c: Coordinator, tmp_path: Path) -> None:
     blocker = c.forward(Holds(tmp_path), 1)
     held(tmp_path)

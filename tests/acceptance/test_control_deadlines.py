@@ -27,12 +27,6 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
 class Flaky(Filter):
     """Notes each try, and fails the first so many times."""
 
@@ -207,6 +201,12 @@ def test_senseless_options_are_refused(c: Coordinator, options: dict[str, Any]) 
 
 
 # ── priorities ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_option_that_does_not_exist_is_refused(c: Coordinator) -> None:
+    for call in (c.forward, c.fit):
+        with pytest.raises(TypeError, match="'tiemout'"):
+            call(lambda x: x, 1, tiemout=1)
 
 
 def test_what_is_urgent_goes_first(c: Coordinator, tmp_path: Path) -> None:

@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from somatize_worker import Coordinator, Filter, MissingData, PlanCancelled, PlanConflict, PlanFailed, ResultTimeout
+from somatize_worker import (
+    Coordinator,
+    EnvironmentFailed,
+    Filter,
+    MissingData,
+    NoWorker,
+    PlanCancelled,
+    PlanConflict,
+    PlanFailed,
+    ResultTimeout,
+    protocol,
+)
 from somatize_worker.pipeline.steps import fork, loop
 from tests.support.busy import Holds, held, let_go
 from tests.support.cluster import Cluster, short
@@ -23,12 +34,6 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     url = "redis" if request.param == "redis" else f"file://{tmp_path_factory.mktemp('store')}"
     with Cluster({"cpu": 1, "gpu": 1}, slots=1, settings=short(store=url)) as running:
         yield running
-
-
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
 
 
 def stored(c: Coordinator) -> int:
@@ -87,6 +92,33 @@ def test_a_plan_that_is_submitted_again_stores_nothing_more(c: Coordinator) -> N
     with pytest.raises(PlanConflict):
         c.forward(Adds(1), X + 1, plan_id=run.plan_id)
     settles_at(c, before + 1)
+
+
+def message_plan(c: Coordinator, step: Any, plan_id: str) -> protocol.SerializedPlan:
+    """A plan of the protocol's own, with an input that is too large for a record."""
+    spec = c.compile(step).spec(plan_id=plan_id, mode="forward", input=X[:30_000], default_tag="cpu")
+    return protocol.spec_to_plan(spec)
+
+
+def test_a_message_that_comes_again_stores_nothing_more(c: Coordinator) -> None:
+    before = stored(c)
+    plan = message_plan(c, lambda x: float(x.sum()), f"message-{c.settings.store_url[:4]}")
+    message = protocol.to_json(protocol.AssignPlan(plan=plan)).decode()
+    for _ in range(3):
+        sent = c.app.send_task("somatize.assign_plan", [message], queue="cpu")
+        sent.get(timeout=20, disable_sync_subtasks=False)
+    settles_at(c, before)
+
+
+def test_a_message_plan_that_is_refused_leaves_nothing(c: Coordinator) -> None:
+    before = stored(c)
+    with pytest.raises(NoWorker):
+        c.assign_plan(message_plan(c, Adds(1), "nobody"), "tpu")
+    step = Adds(1)
+    step.requirements = ["-r other.txt"]
+    with pytest.raises(EnvironmentFailed):
+        c.assign_plan(message_plan(c, step, "options"))
+    assert stored(c) == before
 
 
 def test_an_input_that_is_the_output_stays(c: Coordinator) -> None:

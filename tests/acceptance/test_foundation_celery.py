@@ -29,12 +29,6 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
 class Shifts(Filter):
     def __init__(self, size: int = 1) -> None:
         self.size = size

@@ -43,12 +43,6 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
 class Scales(Filter):
     def fit(self, x: Any, y: Any = None) -> Any:
         return {"scale": np.full(len(x), 2.0)}

@@ -37,12 +37,6 @@ def environ(cluster: Cluster) -> dict[str, str]:
 
 
 @pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
-@pytest.fixture
 def terminal(environ: dict[str, str]) -> Iterator[Terminal]:
     if shutil.which("tmux") is None:
         pytest.skip("needs tmux")

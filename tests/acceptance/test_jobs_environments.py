@@ -25,12 +25,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
 def environments(cluster: Cluster) -> list[dict[str, Any]]:
     """What the cluster's environments say of themselves."""
     found = Path(cluster.settings.env_folder).glob("*/soma-environment.json")

@@ -44,12 +44,6 @@ def cluster(env_folder: str) -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
 def assign(job: protocol.PythonPipelineJob) -> dict[str, Any]:
     """The ``AssignPythonJob`` message as JSON data."""
     message: dict[str, Any] = json.loads(protocol.to_json(protocol.AssignPythonJob(job=job)))

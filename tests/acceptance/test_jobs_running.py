@@ -29,12 +29,6 @@ def cluster(env_folder: str) -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
 def steps(messages: list[protocol.JobProgress]) -> list[tuple[str, int, int]]:
     """Phase, step and total of each, without a builder's lines."""
     return [(one.phase, one.step, one.total) for one in messages if "message" not in one.metrics]

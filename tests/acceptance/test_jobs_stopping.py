@@ -24,12 +24,6 @@ def cluster(env_folder: str) -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left(cluster: Cluster, c: Coordinator, tmp_path: Path) -> Iterator[None]:
     """After each test the slot is free and there is no scratch folder."""

@@ -28,12 +28,6 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-@pytest.fixture
-def c(cluster: Cluster) -> Iterator[Coordinator]:
-    with Coordinator(settings=cluster.settings) as coordinator:
-        yield coordinator
-
-
 class Burns(Filter):
     """Pure Python that takes some tenths of a second on one core; the worker's and its own process at the end."""
 

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from somatize_worker.ledger import Claim
 from somatize_worker.worker.running import Interruption, Running, Runs
+from tests.support.claims import claim
 
 
 def running(plan_id: str = "p", epoch: int = 1) -> Running:
-    claim = Claim(
-        plan_id=plan_id,
-        kind="plan",
-        epoch=epoch,
-        attempts=0,
-        deaths=0,
-        spec=b"",
-        code="",
-        requirements=(),
-        root=plan_id,
-        path="",
-        timeout_ms=0,
-        remaining_ms=0,
-        max_attempts=3,
-        queue="cpu",
-        priority=5,
-        summary="",
-        journal={},
-        retry={},
-    )
-    return Running(claim)
+    return Running(claim(plan_id, epoch=epoch))
 
 
 def test_the_first_interruption_stands() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from somatize_worker.hosts.inside.running import Wire, run_plan
-from somatize_worker.ledger import Claim
 from somatize_worker.packing import Reference, pack, unpack
 from somatize_worker.pipeline import compile_once, pipeline
 from somatize_worker.submission import offload_spec
 from somatize_worker.worker.children import child_plans
+from tests.support.claims import claim
 
 _LIMIT = 100_000
 
@@ -72,7 +72,7 @@ def test_parts_that_run_elsewhere_have_it_too(tmp_path: Path) -> None:
         "plan": spec["plan"]["Sequence"][2],
         "input": 3.0,
     }
-    (submission,) = child_plans(_claim(spec), spec, [child])
+    (submission,) = child_plans(claim(spec=pack(spec)), spec, [child])
     assert output_of(unpack(submission.spec), tmp_path) == 6.0
 
 
@@ -80,26 +80,3 @@ def test_what_counts_as_large_is_what_travels() -> None:
     size = len(compile_once(increment).filters[0].pickle)
     assert "pickles" in spec_of(*[increment] * 50, limit=2 * size)
     assert isinstance(spec_of(*[increment] * 50, limit=size - 1)["filters"], Reference)
-
-
-def _claim(spec: dict[str, Any]) -> Claim:
-    return Claim(
-        plan_id="p",
-        kind="plan",
-        epoch=1,
-        attempts=0,
-        deaths=0,
-        spec=pack(spec),
-        code="",
-        requirements=(),
-        root="p",
-        path="",
-        timeout_ms=0,
-        remaining_ms=0,
-        max_attempts=3,
-        queue="cpu",
-        priority=5,
-        summary="",
-        journal={},
-        retry={},
-    )

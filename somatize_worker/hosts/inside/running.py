@@ -128,15 +128,9 @@ class Run:
                 child["input"] = self.exchange.export(_plain(child.pop("value"), f"the input of {child['node_id']!r}"))
         return suspended.children
 
-    def garbage(self, output: Any = None, states: Mapping[str, Any] | None = None) -> list[Reference]:
-        """What nobody needs when the plan is over: its input, the journal, what its parts made."""
-        own = self.exchange.written.union(self.spec.get("owned") or (), self.journal.own())
-        return sorted(own.difference(_references(output, states)), key=repr) if own else []
-
-    def own(self, output: Any, states: Mapping[str, Any]) -> list[Reference]:
-        """What of a plan's result was stored for this plan alone."""
-        own = self.exchange.written.union(self.spec.get("owned") or (), self.journal.own())
-        return sorted(own.intersection(_references(output, states)), key=repr) if own else []
+    def own(self) -> set[Reference]:
+        """What was stored for this plan alone: its input, the journal, what its parts made, its result."""
+        return self.exchange.written.union(self.spec.get("owned") or (), self.journal.own())
 
     def states(self) -> dict[str, Any]:
         """What was fitted, as it leaves."""
@@ -179,6 +173,7 @@ def _succeed(run: Run, runner: Runner | None) -> list[Any]:
     name = tree.last_node(plan)
     plain = _plain(output, "the plan's output" if name is None else f"the output of node {name!r}", node_id=name)
     exported, states, duration_ms = run.exchange.export(plain), run.states(), run.duration_ms
+    own, result = run.own(), {value for value in (exported, *states.values()) if isinstance(value, Reference)}
     if run.is_root:
         events.run_completed(duration_ms)
     content = {
@@ -186,15 +181,11 @@ def _succeed(run: Run, runner: Runner | None) -> list[Any]:
         "states": states,
         "names": run.journal.digests.names_in(output),
         "duration_ms": duration_ms,
-        "garbage": run.garbage(exported, states),
-        "own": run.own(exported, states),
+        "garbage": list(own - result),
+        "own": list(own & result),
         "events": events.take(),
     }
     return ["done", content]
-
-
-def _references(output: Any, states: Mapping[str, Any] | None) -> set[Reference]:
-    return {value for value in (output, *(states or {}).values()) if isinstance(value, Reference)}
 
 
 def _plain(value: Any, what: str, **details: Any) -> Any:
@@ -230,7 +221,7 @@ def failed(run: Run, failure: Failure) -> list[Any]:
         run.wire.send(["journal", entries])
     return [
         "failed",
-        {**failure.to_dict(), "duration_ms": run.duration_ms, "garbage": run.garbage(), "events": run.events.take()},
+        {**failure.to_dict(), "duration_ms": run.duration_ms, "garbage": list(run.own()), "events": run.events.take()},
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from somatize_worker.errors import InvalidMessage, MissingData, StoreError, StoreMismatch
 from somatize_worker.packing import Reference
-from somatize_worker.stores import offload, references, resolve
+from somatize_worker.stores import clear, offload, references, resolve
 
 
 class Shelf:
@@ -143,3 +143,27 @@ def test_how_references_read_in_messages() -> None:
 def test_a_reference_that_lacks_a_field() -> None:
     with pytest.raises(InvalidMessage, match="no field 'path'"):
         references.field(Reference(type="Local"), "path")
+
+
+class Sealed:
+    """A store that can remove nothing but one value."""
+
+    def __init__(self) -> None:
+        self.removed: list[Reference] = []
+
+    def delete(self, reference: Reference) -> None:
+        if reference.type != "Local":
+            raise StoreError("read-only")
+        if reference.fields["path"] == "theirs":
+            raise PermissionError("not ours")
+        self.removed.append(reference)
+
+
+def test_what_cannot_be_removed_is_left_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    store, mine = Sealed(), Reference(type="Local", path="mine")
+    clear(store, [Reference(type="Floppy"), Reference(type="Local", path="theirs"), mine])
+    assert store.removed == [mine]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Reference(type='Floppy') is left to expire: read-only",
+        "Local 'theirs' is left to expire: not ours",
+    ]
